@@ -1,0 +1,210 @@
+"""Settings: frozen dataclasses, one per room, where every default lives once.
+
+A value comes from, lowest first: the default here, the TOML file, `FREEHOLD_<FIELD>` in the environment, a flag.
+`Settings.origins` remembers which. Flags, environment names and the reference in `docs/` are derived from the fields'
+metadata. This module knows no room; rooms take the dataclass they need.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import tomllib
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from freehold.errors import SettingError
+
+PREFIX = "FREEHOLD_"
+
+
+def _setting(default: Any, text: str, *, choices: tuple[str, ...] | None = None, minimum: float | None = None) -> Any:
+    metadata = {"help": text, "choices": choices, "minimum": minimum}
+    if isinstance(default, (list, dict)):
+        raise TypeError("defaults are immutable")
+    return field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """The local engine."""
+
+    model: str = _setting("smollm2", "Model reference: built-in name, directory, .gguf file or org/repo[:variant].")
+    threads: int = _setting(0, "Compute threads; 0 = what cgroup quota, affinity and physical cores allow.", minimum=0)
+    isa: str = _setting(
+        "auto",
+        "Instruction set to use; auto picks the best this CPU has.",
+        choices=("auto", "reference", "portable", "avx2", "avx512", "amx"),
+    )
+    kv_dtype: str = _setting("int8", "Number format of the KV cache.", choices=("int8", "f16", "f32"))
+    kv_memory_mb: int = _setting(0, "Memory for the KV cache in MiB; 0 = a quarter of free memory, at most 4096.", minimum=0)
+    max_context: int = _setting(0, "Longest sequence in tokens; 0 = what the model allows.", minimum=0)
+    max_batch: int = _setting(64, "Sequences that run at the same time.", minimum=1)
+    max_step_tokens: int = _setting(512, "Tokens processed in one scheduler step (prefill chunk size).", minimum=1)
+    max_queue: int = _setting(1024, "Requests waiting before new ones are refused.", minimum=1)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSettings:
+    """The HTTP server."""
+
+    host: str = _setting("127.0.0.1", "Address to listen on.")
+    port: int = _setting(7411, "Port to listen on; 0 picks a free one.", minimum=0)
+    api_key: str = _setting("", "Key that clients must send; empty = none asked (loopback only).")
+    max_body_mb: float = _setting(8.0, "Largest request body in MiB.", minimum=0)
+
+
+@dataclass(frozen=True, slots=True)
+class GuardSettings:
+    """How long a backend may take before the next one is tried."""
+
+    ttft_seconds: float = _setting(10.0, "Longest wait for the first token.", minimum=0)
+    idle_seconds: float = _setting(15.0, "Longest silence inside a stream.", minimum=0)
+    total_seconds: float = _setting(600.0, "Longest whole answer.", minimum=0)
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamSettings:
+    """One closed (or any OpenAI-compatible) provider: a `[[upstream]]` table of the TOML file.
+
+    The key is never in the file: `key_env` names an environment variable, `key_file` a file with mode 0600.
+    """
+
+    name: str = ""
+    base_url: str = ""
+    model: str = ""
+    key_env: str = ""
+    key_file: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything, with the origin of each value: "default", "file PATH", "env NAME" or "flag --name"."""
+
+    engine: EngineSettings = EngineSettings()
+    server: ServerSettings = ServerSettings()
+    guards: GuardSettings = GuardSettings()
+    upstreams: tuple[UpstreamSettings, ...] = ()
+    origins: Mapping[str, str] = field(default_factory=dict)
+
+
+SECTIONS: Mapping[str, type[Any]] = {"engine": EngineSettings, "server": ServerSettings, "guards": GuardSettings}
+
+
+def load(
+    file: Path | None = None,
+    flags: Mapping[str, Any] | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Settings:
+    """Settings from defaults, then the file, the environment and the flags (None = not given).
+
+    Args:
+        file: TOML with `[engine]`, `[server]`, `[guards]` and `[[upstream]]` tables.
+        flags: values by field name, as given on the command line.
+        environment: defaults to os.environ.
+
+    Raises:
+        SettingError: a name nobody knows, or a value of the wrong type, range or choice; says where it came from.
+    """
+    environment = os.environ if environment is None else environment
+    table = _read(file) if file else {}
+    origins: dict[str, str] = {}
+    sections: dict[str, Any] = {}
+    for section, cls in SECTIONS.items():
+        found = table.pop(section, {})
+        if not isinstance(found, dict):
+            raise SettingError(f"[{section}] in {file} must be a table")
+        sections[section] = _section(section, cls, found, file, environment, flags or {}, origins)
+    upstreams = tuple(_upstream(entry, i, file) for i, entry in enumerate(table.pop("upstream", [])))
+    if table:
+        known = ", ".join([*SECTIONS, "upstream"])
+        raise SettingError(f"unknown table [{next(iter(table))}] in {file}", hint=f"known tables: {known}")
+    return Settings(**sections, upstreams=upstreams, origins=origins)
+
+
+def env_name(field_name: str) -> str:
+    """The environment variable of a setting: `FREEHOLD_` and its name in capitals."""
+    return PREFIX + field_name.upper()
+
+
+def _read(file: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SettingError(f"no settings file at {file}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise SettingError(f"can't read settings from {file}: {error}") from None
+
+
+def _section(
+    section: str,
+    cls: type[Any],
+    table: dict[str, Any],
+    file: Path | None,
+    environment: Mapping[str, str],
+    flags: Mapping[str, Any],
+    origins: dict[str, str],
+) -> Any:
+    values: dict[str, Any] = {}
+    hints = typing.get_type_hints(cls)
+    for item in dataclasses.fields(cls):
+        name, wanted = item.name, hints[item.name]
+        origin, raw = "default", None
+        if name in table:
+            origin, raw = f"file {file}", table.pop(name)
+        if env_name(name) in environment:
+            origin, raw = f"env {env_name(name)}", environment[env_name(name)]
+        if flags.get(name) is not None:
+            origin, raw = f"flag --{name.replace('_', '-')}", flags[name]
+        origins[f"{section}.{name}"] = origin
+        if origin != "default":
+            values[name] = _convert(raw, wanted, item.metadata, f"{section}.{name}", origin)
+    if table:
+        raise SettingError(
+            f"unknown setting {section}.{next(iter(table))} in {file}",
+            hint="known: " + ", ".join(item.name for item in dataclasses.fields(cls)),
+        )
+    return cls(**values)
+
+
+def _upstream(entry: Any, index: int, file: Path | None) -> UpstreamSettings:
+    where = f"[[upstream]] number {index + 1} in {file}"
+    if not isinstance(entry, dict):
+        raise SettingError(f"{where} must be a table")
+    known = {item.name: item for item in dataclasses.fields(UpstreamSettings)}
+    for key, value in entry.items():
+        if key not in known:
+            hint = "put the key into the environment and name it with key_env" if key in ("key", "api_key") else None
+            raise SettingError(f"unknown setting {key} in {where}", hint=hint or "known: " + ", ".join(known))
+        _convert(value, str, known[key].metadata, key, where)
+    for required in ("name", "base_url"):
+        if not entry.get(required):
+            raise SettingError(f"{where} lacks {required}")
+    return UpstreamSettings(**entry)
+
+
+def _convert(raw: Any, wanted: Any, metadata: Mapping[str, Any], name: str, origin: str) -> Any:
+    problem = f"{name} from {origin}: expected {{}}, found {raw!r}"
+    if isinstance(wanted, types.UnionType):
+        raise TypeError(f"{name}: unions are not settings")
+    try:
+        if wanted is bool and isinstance(raw, str):
+            value: Any = {"1": True, "true": True, "0": False, "false": False}[raw.lower()]
+        elif isinstance(raw, str) or (wanted is float and isinstance(raw, int) and not isinstance(raw, bool)):
+            value = wanted(raw)
+        else:
+            value = raw
+    except (ValueError, KeyError):
+        raise SettingError(problem.format(wanted.__name__)) from None
+    if type(value) is not wanted:
+        raise SettingError(problem.format(wanted.__name__))
+    choices, minimum = metadata.get("choices"), metadata.get("minimum")
+    if choices and value not in choices:
+        raise SettingError(problem.format("one of " + ", ".join(choices)))
+    if minimum is not None and not value >= minimum:
+        raise SettingError(problem.format(f"at least {minimum}"))
+    return value
