@@ -68,6 +68,15 @@ class GuardSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CostSettings:
+    """What this machine costs, to price local answers by the seconds they took."""
+
+    machine_usd_per_hour: float = _setting(
+        0.0, "Price of one hour of this machine in USD; 0 = unknown, and local costs are not shown.", minimum=0
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamSettings:
     """One closed (or any OpenAI-compatible) provider: a `[[upstream]]` table of the TOML file.
 
@@ -88,11 +97,17 @@ class Settings:
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
     guards: GuardSettings = GuardSettings()
+    cost: CostSettings = CostSettings()
     upstreams: tuple[UpstreamSettings, ...] = ()
     origins: Mapping[str, str] = field(default_factory=dict)
 
 
-SECTIONS: Mapping[str, type[Any]] = {"engine": EngineSettings, "server": ServerSettings, "guards": GuardSettings}
+SECTIONS: Mapping[str, type[Any]] = {
+    "engine": EngineSettings,
+    "server": ServerSettings,
+    "guards": GuardSettings,
+    "cost": CostSettings,
+}
 
 
 def load(
@@ -103,7 +118,7 @@ def load(
     """Settings from defaults, then the file, the environment and the flags (None = not given).
 
     Args:
-        file: TOML with `[engine]`, `[server]`, `[guards]` and `[[upstream]]` tables.
+        file: TOML with `[engine]`, `[server]`, `[guards]`, `[cost]` and `[[upstream]]` tables.
         flags: values by field name, as given on the command line.
         environment: defaults to os.environ.
 

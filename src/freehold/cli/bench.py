@@ -1,0 +1,1 @@
+"""`freehold bench`: a model's speed, with this machine's limits measured in the same run."""

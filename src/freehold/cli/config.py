@@ -1,0 +1,121 @@
+"""`freehold config`: show, write and check the settings. Keys are never part of them, so none can be shown."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+import click
+
+from freehold.cli.options import as_json, config_file, default_config, load_settings, setting_fields
+from freehold.cli.output import emit, emit_json, say, table
+from freehold.errors import UsageError
+from freehold.settings import SECTIONS, Settings
+
+SECRET = "server.api_key"
+
+_at = click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="Settings file.")
+
+
+@click.group("config")
+def command() -> None:
+    """Show, write and check the settings.
+
+    A value comes from, lowest first: its default, the settings file, FREEHOLD_<NAME> in the environment, a flag.
+    """
+
+
+@command.command("show")
+@_at
+@as_json
+def show(config: Path | None, as_json: bool) -> None:
+    """Show each value and where it came from."""
+    settings = load_settings(config)
+    values = _values(settings)
+    if as_json:
+        upstreams = [dataclasses.asdict(upstream) for upstream in settings.upstreams]
+        emit_json({"settings": values, "upstreams": upstreams})
+        return
+    emit(table([(v["name"], str(v["value"]), v["origin"]) for v in values], ("SETTING", "VALUE", "FROM")))
+    for upstream in settings.upstreams:
+        emit(f"upstream {upstream.name}: {upstream.model or 'any model'} at {upstream.base_url}")
+
+
+@command.command("path")
+def path() -> None:
+    """Print the settings file in use, or where it would be."""
+    emit(str(config_file(None) or default_config()))
+
+
+@command.command("init")
+@_at
+@click.option("--force", is_flag=True, help="Replace an existing file.")
+def init(config: Path | None, force: bool) -> None:
+    """Write a settings file in which every line is a comment saying the default."""
+    target = config or default_config()
+    if target.exists() and not force:
+        raise UsageError(f"{target} exists already", hint="--force replaces it")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(target.name + ".partial")
+    with partial.open("w", encoding="utf-8") as stream:
+        stream.write(template())
+        stream.flush()
+        os.fsync(stream.fileno())
+    partial.replace(target)
+    say(f"wrote {target}")
+
+
+@command.command("check")
+@_at
+@as_json
+def check(config: Path | None, as_json: bool) -> None:
+    """Check the settings file and the environment; a bad value is an error that says where it came from."""
+    settings = load_settings(config)
+    chosen = sum(origin != "default" for origin in settings.origins.values())
+    file = config_file(config)
+    if as_json:
+        emit_json({"file": file, "set": chosen, "upstreams": [upstream.name for upstream in settings.upstreams]})
+    else:
+        say(f"settings are good: {chosen} set, {len(settings.upstreams)} upstreams, file {file or 'none'}")
+
+
+def template() -> str:
+    """A settings file that changes nothing: each setting as a comment, with its help and default."""
+    lines = ["# Settings of freehold. Every line is a comment that shows the default; remove the # to change one.", ""]
+    for section in SECTIONS:
+        lines.append(f"[{section}]")
+        for _, item, _ in setting_fields(section):
+            choices = item.metadata["choices"]
+            lines.append(f"# {item.metadata['help']}" + (f" One of: {', '.join(choices)}." if choices else ""))
+            lines.append(f"# {item.name} = {_toml(item.default)}")
+        lines.append("")
+    return "\n".join(lines + _UPSTREAM)
+
+
+_UPSTREAM = [
+    "# A standby: any provider that speaks the OpenAI API. Its key stays out of this file: key_env names an environment",
+    "# variable, or key_file a file with mode 0600.",
+    "# [[upstream]]",
+    '# name = "standby"',
+    '# base_url = "https://provider.example/v1"',
+    '# model = "its-model-name"',
+    '# key_env = "STANDBY_API_KEY"',
+    "",
+]
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f'"{value}"' if isinstance(value, str) else str(value)
+
+
+def _values(settings: Settings) -> list[dict[str, Any]]:
+    values = []
+    for name, origin in settings.origins.items():
+        section, _, item = name.partition(".")
+        value = getattr(getattr(settings, section), item)
+        values.append({"name": name, "value": "(set)" if name == SECRET and value else value, "origin": origin})
+    return values
