@@ -1,0 +1,95 @@
+"""`docs/reference.md`, written from the verbs' help and the settings' fields; a test holds the two equal.
+
+    python -m freehold.cli.reference docs/reference.md    writes the page
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from freehold.cli import VERBS, app
+from freehold.cli.options import setting_fields
+from freehold.settings import SECTIONS, env_name
+
+HEAD = """# Reference
+
+Written from the code by `make reference`; don't edit. Data goes to stdout, words to stderr; `--json` makes a verb's report
+machine-readable; `NO_COLOR` is honoured.
+
+| exit code | meaning |
+|---|---|
+| 0 | good |
+| 1 | the thing checked fell short (`doctor`, ...) |
+| 2 | wrong use: a flag, an argument or a setting |
+| 3 | a dependency failed: a file, the network, a provider |
+| 70 | a bug of ours; `freehold --debug ...` shows the traceback |
+| 130, 141 | interrupted; the reader of our output went away |
+"""
+
+
+def page() -> str:
+    """The whole page, the same on every machine."""
+    parts = [HEAD, "## Settings\n", _settings(), "## Verbs\n", _help(app, ["freehold"])]
+    for name in VERBS:
+        verb = app.get_command(click.Context(app), name)
+        if verb is None:
+            raise LookupError(name)
+        parts.append(_help(verb, ["freehold", name]))
+        if isinstance(verb, click.Group):
+            parts += [_help(sub, ["freehold", name, key]) for key, sub in verb.commands.items()]
+    return "\n".join(parts)
+
+
+def _settings() -> str:
+    lines = ["From a TOML file (`freehold config init` writes one), the environment, or a flag of the verbs that use it.\n"]
+    for section, cls in SECTIONS.items():
+        lines += [f"### [{section}]\n", (cls.__doc__ or "").strip() + "\n"]
+        lines += ["| setting | environment | default | meaning |", "|---|---|---|---|"]
+        for _, item, _ in setting_fields(section):
+            choices = item.metadata["choices"]
+            text = item.metadata["help"].replace("|", "\\|") + (f" One of {', '.join(choices)}." if choices else "")
+            default = f"`{item.default}`" if item.default != "" else ""
+            lines.append(f"| `{item.name}` | `{env_name(item.name)}` | {default} | {text} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _help(command: click.Command, words: list[str]) -> str:
+    """One verb from its parameters, not from click's rendering, which changes from version to version."""
+    arguments = [p.make_metavar(click.Context(command)) for p in command.params if isinstance(p, click.Argument)]
+    subverbs = ["VERB ..."] if isinstance(command, click.Group) else []
+    text = inspect.cleandoc(command.help or "").replace("\b\n", "")
+    lines = [f"### {' '.join(words)}\n", f"`{' '.join([*words, '[OPTIONS]', *arguments, *subverbs])}`\n", text + "\n"]
+    options = [p for p in command.params if isinstance(p, click.Option) and not p.hidden]
+    if options:
+        lines += ["| option | meaning |", "|---|---|", *map(_option, options), ""]
+    return "\n".join(lines)
+
+
+def _option(option: click.Option) -> str:
+    value = ""
+    if isinstance(option.type, click.Choice):
+        value = " " + "\\|".join(option.type.choices)
+    elif not option.is_flag:
+        value = " " + (option.metavar or option.type.name.upper())
+    return f"| `{', '.join(option.opts)}{value}` | {(option.help or '').replace('|', '\\|')} |"
+
+
+def main() -> None:
+    """Write the page to the file named, or to stdout."""
+    if len(sys.argv) > 1:
+        target = Path(sys.argv[1])
+        partial = target.with_name(target.name + ".partial")
+        partial.write_text(page(), encoding="utf-8")
+        os.replace(partial, target)
+    else:
+        sys.stdout.write(page())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,21 @@
+"""`freehold serve`: the HTTP server, in the foreground."""
+
+from __future__ import annotations
+
+import click
+
+from freehold.cli.options import with_settings
+from freehold.settings import Settings
+
+
+@click.command("serve")
+@with_settings("engine", "server.host", "server.port", "server.max_body_mb", "guards")
+def command(settings: Settings) -> None:
+    """Serve the OpenAI API from this machine.
+
+    Prints the lines that point OpenAI clients here, and serves until Ctrl-C. The key that clients must send comes from
+    FREEHOLD_API_KEY or the settings file, never from a flag, where every user of the machine could read it.
+    """
+    from freehold.gateway import serve
+
+    serve(settings)
