@@ -1,0 +1,51 @@
+"""Model families: a config.json in, a `Program` out. One short file each, imported only when its model is loaded.
+
+This package knows no checkpoint files, weights' values or schedulers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+from freehold.engine.models.config import Config
+from freehold.errors import FormatError, UnsupportedError
+from freehold.kernels.program import Program
+
+# architecture (config.json "architectures") -> module and function
+FAMILIES: Mapping[str, str] = {
+    "LlamaForCausalLM": "llama",
+    "MistralForCausalLM": "llama",
+    "Qwen2ForCausalLM": "qwen2",
+    "Qwen3ForCausalLM": "qwen3",
+}
+MODEL_TYPES: Mapping[str, str] = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
+
+
+def program_for(config: Mapping[str, Any]) -> Program:
+    """The program of a model, from its config.json.
+
+    Raises:
+        UnsupportedError: an architecture or option this version can't run; names it and the known ones.
+        FormatError: a key is missing or has an impossible value; names it.
+    """
+    module = import_module(f"freehold.engine.models.{_family(config)}")
+    build: Callable[[Config], Program] = module.build
+    return build(Config(config))
+
+
+def _family(config: Mapping[str, Any]) -> str:
+    architectures, model_type = config.get("architectures"), config.get("model_type")
+    named = architectures if isinstance(architectures, list) else []
+    for name in named:
+        if isinstance(name, str) and name in FAMILIES:
+            return FAMILIES[name]
+    if not named and isinstance(model_type, str) and model_type in MODEL_TYPES:
+        return MODEL_TYPES[model_type]
+    if not named and model_type is None:
+        raise FormatError("config.json names no model: it lacks both architectures and model_type")
+    unknown = ", ".join(str(name)[:80] for name in named[:3]) or str(model_type)[:80]
+    raise UnsupportedError(
+        f"architecture {unknown} is not one this version can run", hint="known architectures: " + ", ".join(FAMILIES)
+    )

@@ -1,0 +1,319 @@
+"""The engine in a process of its own, seen from asyncio: start, generate, cancel, watch, restart, stop.
+
+When the process dies, every open iterator raises EngineDownError at once and a new process is started, after 0.1 s at
+first, doubling to 5 s while it keeps dying young. This module knows no HTTP or text, and nothing of what runs inside.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from freehold.engine import wire
+from freehold.engine.request import EngineStats, GenerateRequest, ModelFacts, TokenOutput
+from freehold.errors import EngineDownError, FreeholdError, UsageError
+from freehold.settings import EngineSettings
+
+State = Literal["starting", "ready", "restarting", "down"]
+
+STOP_SECONDS = 5.0
+"""How long the process may take to stop before it is killed."""
+
+_LINE = 1 << 14
+"""Longest line of the worker's output kept, in bytes."""
+
+_log = logging.getLogger("freehold.engine")
+_worker_log = logging.getLogger("freehold.engine.output")
+
+
+class Backoff:
+    """Waits between restarts: 0.1 s, doubled up to 5 s, from the start again after a healthy minute."""
+
+    FIRST, MOST, HEALTHY = 0.1, 5.0, 60.0
+
+    def __init__(self) -> None:
+        self._next = self.FIRST
+
+    def after(self, lived: float) -> float:
+        """Seconds to wait now that a process has died after so many seconds of service."""
+        if lived >= self.HEALTHY:
+            self._next = self.FIRST
+        wait, self._next = self._next, min(self._next * 2, self.MOST)
+        return wait
+
+
+class _Connection:
+    """One living worker: its process, its socket and the tasks that read from it."""
+
+    def __init__(
+        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        self.process = process
+        self._reader = reader
+        self._writer = writer
+        self._output = asyncio.create_task(_log_lines(process.stdout)) if process.stdout else None
+
+    @classmethod
+    async def open(cls) -> _Connection:
+        ours, theirs = socket.socketpair()
+        with theirs:  # ours must be the only other end, or its death would go unnoticed
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    "-P",  # never import from the current directory
+                    "-m",
+                    "freehold.engine.worker",
+                    str(theirs.fileno()),
+                    str(os.getpid()),
+                    pass_fds=[theirs.fileno()],
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
+                )
+            except OSError as error:
+                ours.close()
+                raise EngineDownError(f"the engine process could not be started: {error}") from None
+        reader, writer = await asyncio.open_connection(sock=ours)
+        return cls(process, reader, writer)
+
+    def send(self, message: wire.ToEngine) -> None:
+        if not self._writer.is_closing():
+            self._writer.write(wire.encode(message))
+
+    async def drained(self) -> None:
+        """Wait until the worker has taken most of what was sent; a dead one is noticed by the reader."""
+        with suppress(ConnectionError):
+            await self._writer.drain()
+
+    async def receive(self) -> wire.FromEngine | None:
+        """The next message; None when the worker is gone."""
+        try:
+            header = await self._reader.readexactly(wire.HEADER.size)
+            body = await self._reader.readexactly(wire.body_length(header))
+        except (asyncio.IncompleteReadError, ConnectionError):
+            return None
+        return wire.decode_from_engine(body)
+
+    async def close(self, *, seconds: float = 0.0) -> str:
+        """End the process, giving it so many seconds to end by itself; says how it ended."""
+        self._writer.close()
+        try:
+            async with asyncio.timeout(seconds):
+                code = await self.process.wait()
+        except TimeoutError:
+            with suppress(ProcessLookupError):
+                self.process.kill()
+            code = await self.process.wait()
+        if self._output:
+            await self._output
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
+
+
+async def _log_lines(stream: asyncio.StreamReader) -> None:
+    """What the worker writes, into the log, line by line; a line without end is cut."""
+    rest = b""
+    while data := await stream.read(_LINE):
+        *lines, rest = (rest + data).split(b"\n")
+        rest = rest[-_LINE:]
+        for line in lines:
+            _worker_log.info("%s", line.decode(errors="replace"))
+    if rest:
+        _worker_log.info("%s", rest.decode(errors="replace"))
+
+
+class EngineProcess:
+    """Owns the engine process.
+
+    Args:
+        model: a Hugging Face directory or a .gguf file.
+        settings: passed on to the engine.
+    """
+
+    def __init__(self, model: Path, settings: EngineSettings) -> None:
+        self.state: State = "down"
+        self.facts: ModelFacts | None = None
+        self._model = model
+        self._settings = settings
+        self._stats = EngineStats()
+        self._restarts = 0
+        self._reason = "it has not been started"
+        self._connection: _Connection | None = None
+        self._supervisor: asyncio.Task[None] | None = None
+        self._open: dict[str, asyncio.Queue[TokenOutput | FreeholdError]] = {}
+
+    @property
+    def stats(self) -> EngineStats:
+        """The engine's state after its last step; how often it was restarted."""
+        return replace(self._stats, restarts=self._restarts)
+
+    async def start(self) -> ModelFacts:
+        """Start the process and load the model.
+
+        Raises:
+            FreeholdError: what loading said; EngineDownError when the process died without a word.
+        """
+        if self._supervisor is not None:
+            raise UsageError("the engine is already started")
+        self.state = "starting"
+        try:
+            connection, facts = await self._connect()
+        except BaseException as error:
+            self.state, self._reason = "down", str(error)
+            raise
+        self._supervisor = asyncio.create_task(self._supervise(connection))
+        return facts
+
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[TokenOutput, None]:
+        """Tokens of one request as they come; the last one has a finish. Closing the iterator cancels the request.
+
+        Raises:
+            ContextLengthError, OverloadedError, UsageError: the engine refused the request.
+            EngineDownError: the process is not ready, or died meanwhile.
+        """
+        connection = self._connection
+        if connection is None:
+            raise self._down()
+        if request.id in self._open:
+            raise UsageError(f"a request with id {request.id!r} is already running")
+        # bounded by what a request may generate: the context
+        queue: asyncio.Queue[TokenOutput | FreeholdError] = asyncio.Queue()
+        self._open[request.id] = queue
+        finished = False
+        try:
+            self._send(connection, wire.Add(request))
+            await connection.drained()
+            while not finished:
+                item = await queue.get()
+                finished = isinstance(item, FreeholdError) or item.finish is not None
+                if isinstance(item, FreeholdError):
+                    raise item
+                yield item
+        finally:
+            del self._open[request.id]
+            if not finished:
+                connection.send(wire.Cancel(request.id))
+
+    async def cancel(self, request_id: str) -> None:
+        """Ask the engine to drop a request; its iterator then ends with finish "cancelled". Unknown ids are ignored."""
+        if self._connection is not None and request_id in self._open:
+            self._connection.send(wire.Cancel(request_id))
+            await self._connection.drained()
+
+    async def stop(self) -> None:
+        """Stop the process and its supervision; open iterators raise EngineDownError. May be called twice."""
+        self._reason = "it was stopped"
+        connection, self._connection = self._connection, None
+        if self._supervisor is not None:
+            self._supervisor.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._supervisor
+            self._supervisor = None
+        if connection is not None:
+            connection.send(wire.Stop())
+            await connection.close(seconds=STOP_SECONDS)
+        self.state = "down"
+        self._fail_open()
+
+    def _send(self, connection: _Connection, message: wire.ToEngine) -> None:
+        try:
+            connection.send(message)
+        except wire.FrameError as error:
+            raise UsageError(f"the request is too large: {error}") from None
+
+    async def _connect(self) -> tuple[_Connection, ModelFacts]:
+        """A worker with the model loaded."""
+        connection = await _Connection.open()
+        try:
+            connection.send(wire.load_message(self._model, self._settings, "stored"))
+            message = await connection.receive()
+        except BaseException:
+            await connection.close()
+            raise
+        if isinstance(message, wire.Ready):
+            self._connection, self.facts, self._stats = connection, message.facts, message.stats
+            self.state = "ready"
+            return connection, message.facts
+        ending = await connection.close(seconds=STOP_SECONDS if message is None else 0.0)
+        if isinstance(message, wire.Failure):
+            raise message.error()
+        raise EngineDownError(
+            f"the engine process died while loading the model ({ending})", hint="its last words are in the log"
+        )
+
+    async def _supervise(self, connection: _Connection) -> None:
+        """Listen until the worker dies, fail its requests, start another; for ever, or until starting is refused."""
+        backoff = Backoff()
+        while True:
+            began = time.monotonic()
+            reason = await self._listen(connection)
+            self._lose(reason)
+            ending = await connection.close()
+            self._reason = f"{reason} ({ending})"
+            _log.error("the engine process is gone: %s; restarting", self._reason)
+            restarted = await self._restart(backoff, lambda began=began: time.monotonic() - began)  # type: ignore[misc]
+            if restarted is None:
+                return
+            connection = restarted
+
+    async def _listen(self, connection: _Connection) -> str:
+        """Hand out what the worker says; returns when and why there will be no more."""
+        while True:
+            try:
+                message = await connection.receive()
+            except wire.FrameError as error:
+                return f"it talked nonsense: {error}"
+            if message is None:
+                return "it died"
+            self._hand_out(message)
+
+    def _hand_out(self, message: wire.FromEngine) -> None:
+        if isinstance(message, wire.Outputs):
+            self._stats = message.stats
+            for output in message.outputs:
+                if output.id in self._open:
+                    self._open[output.id].put_nowait(output)
+        elif isinstance(message, wire.Failure) and message.id in self._open:
+            self._open[message.id].put_nowait(message.error())
+
+    async def _restart(self, backoff: Backoff, lived: Callable[[], float]) -> _Connection | None:
+        """A new worker, tried until there is one; None when the model is refused, which trying again won't change."""
+        age = lived()
+        while True:
+            await asyncio.sleep(backoff.after(age))
+            self._restarts += 1
+            try:
+                connection, _ = await self._connect()
+            except EngineDownError as error:
+                self._reason, age = error.message, 0.0
+                _log.error("%s", error.message)
+            except FreeholdError as error:
+                self.state, self._reason = "down", error.message
+                _log.error("the engine can't be restarted: %s", error.message)
+                return None
+            else:
+                return connection
+
+    def _lose(self, reason: str) -> None:
+        self._connection, self.state, self._reason = None, "restarting", reason
+        self._stats = EngineStats(kv_pages_total=self._stats.kv_pages_total)
+        self._fail_open()
+
+    def _fail_open(self) -> None:
+        for queue in self._open.values():
+            queue.put_nowait(self._down())
+
+    def _down(self) -> EngineDownError:
+        hint = "it is being restarted; try again in a moment" if self.state in ("starting", "restarting") else None
+        return EngineDownError(f"the engine process is not running: {self._reason}", hint=hint)

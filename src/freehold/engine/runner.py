@@ -1,0 +1,243 @@
+"""The engine: schedule, run, sample. Token ids in, token ids out, one step at a time.
+
+It knows no text, HTTP or processes (`process` puts it into one of its own), and leaves arithmetic to the kernels.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from functools import partial
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold import kernels
+from freehold.engine.blocks import PageAllocator
+from freehold.engine.loading import LoadedWeights, Precision, load_weights
+from freehold.engine.memory import kv_pages
+from freehold.engine.models import program_for
+from freehold.engine.request import EngineStats, GenerateRequest, ModelFacts, TokenOutput
+from freehold.engine.sampler import Sampled, SamplerState, sample
+from freehold.engine.scheduler import Chunk, Scheduler, step_of
+from freehold.engine.sequence import Sequence
+from freehold.errors import ContextLengthError, UsageError
+from freehold.formats.checkpoint import open_checkpoint
+from freehold.kernels.program import PAGE, Program, Step
+from freehold.kernels.reference import ReferenceExecutor
+from freehold.settings import EngineSettings
+
+NOT_FINITE = "the model's logits are not finite numbers"
+
+
+class Executor(Protocol):
+    """What runs a program: `kernels.executor.Executor` or its NumPy twin."""
+
+    def run(self, step: Step) -> NDArray[np.float32]:
+        """Logits [R, vocabulary] of one step."""
+
+
+class Engine:
+    """A loaded model and the requests it is working on. Not thread-safe; call `step` as long as `has_work`."""
+
+    def __init__(self, program: Program, executor: Executor, settings: EngineSettings, *, pages: int) -> None:
+        self.program = program
+        self.executor = executor
+        self.context = min(served_context(program, settings), pages * PAGE)
+        self._facts: ModelFacts | None = None
+        self._pages = PageAllocator(pages)
+        self._scheduler = Scheduler(
+            self._pages,
+            max_batch=settings.max_batch,
+            max_step_tokens=settings.max_step_tokens,
+            max_queue=settings.max_queue,
+        )
+        self._arrivals = self._steps = self._prompt_tokens = self._output_tokens = 0
+
+    @classmethod
+    def load(cls, model: Path, settings: EngineSettings, *, precision: Precision = "stored") -> Engine:
+        """Read a checkpoint (Hugging Face directory or .gguf file) and make it ready.
+
+        Raises:
+            FormatError, UnsupportedError, UsageError: see `models.program_for`, `loading`, `memory`.
+        """
+        begin = time.perf_counter()
+        with open_checkpoint(model) as checkpoint:
+            program = program_for(checkpoint.config)
+            weights = load_weights(checkpoint, program, precision)
+        pages = kv_pages(program, settings, served_context(program, settings))
+        executor = make_executor(program, weights, settings, pages)
+        engine = cls(program, executor, settings, pages=pages)
+        engine._facts = _facts(engine, executor, weights, settings, precision, time.perf_counter() - begin)
+        return engine
+
+    @property
+    def facts(self) -> ModelFacts:
+        """What is loaded; known of engines that `load` made."""
+        if self._facts is None:
+            raise ValueError("an engine made from parts has no facts")
+        return self._facts
+
+    @property
+    def has_work(self) -> bool:
+        """True while a request is running or waiting."""
+        return bool(self._scheduler.running or self._scheduler.waiting)
+
+    @property
+    def stats(self) -> EngineStats:
+        """The state now."""
+        return EngineStats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            kv_pages_used=self._pages.used,
+            kv_pages_total=self._pages.total,
+            steps=self._steps,
+            prompt_tokens=self._prompt_tokens,
+            output_tokens=self._output_tokens,
+            preemptions=self._scheduler.preemptions,
+        )
+
+    def add(self, request: GenerateRequest) -> None:
+        """Queue a request.
+
+        Raises:
+            ContextLengthError: the prompt, or prompt and max_tokens together, exceed the context.
+            OverloadedError: the queue is full.
+            UsageError: a token id outside the vocabulary, or an id that is already in use.
+        """
+        if self._scheduler.find(request.id):
+            raise UsageError(f"a request with id {request.id!r} is already running")
+        self._check_ids(request)
+        limit = self._limit(request)
+        sampler = SamplerState(request.sampling, request.prompt)
+        self._scheduler.add(Sequence(request, self._arrivals, limit, sampler))
+        self._arrivals += 1
+        self._prompt_tokens += len(request.prompt)
+
+    def cancel(self, request_id: str) -> TokenOutput | None:
+        """Drop a request and free its pages at once; None when it is unknown or already finished."""
+        sequence = self._scheduler.find(request_id)
+        if sequence is None:
+            return None
+        self._scheduler.remove(sequence)
+        return _ending(sequence, "cancelled")
+
+    def step(self) -> list[TokenOutput]:
+        """One pass through the model; the tokens it gave."""
+        chunks = self._scheduler.schedule()
+        if not chunks:
+            return []
+        try:
+            logits = self.executor.run(step_of(chunks))
+        except Exception as error:
+            error.add_note(f"in a step of {len(chunks)} sequences")
+            raise StepError([self._fail(chunk.sequence, error) for chunk in chunks]) from error
+        self._steps += 1
+        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
+        _advance(chunks)
+        sampled = sample(logits, [sequence.sampler for sequence in sampling])
+        return [self._deliver(sequence, choice) for sequence, choice in zip(sampling, sampled, strict=True)]
+
+    def _deliver(self, sequence: Sequence, choice: Sampled) -> TokenOutput:
+        if choice.token is None:
+            self._scheduler.remove(sequence)
+            return _ending(sequence, "error", NOT_FINITE)
+        finish = sequence.append(choice.token)
+        self._output_tokens += 1
+        if finish:
+            self._scheduler.remove(sequence)
+        return TokenOutput(
+            id=sequence.id,
+            token=choice.token,
+            logprob=choice.logprob,
+            top=choice.top,
+            finish=finish,
+            prompt_tokens=sequence.prompt_tokens,
+        )
+
+    def _fail(self, sequence: Sequence, error: Exception) -> TokenOutput:
+        self._scheduler.remove(sequence)
+        return _ending(sequence, "error", f"the engine failed in this step: {type(error).__name__}: {error}")
+
+    def _check_ids(self, request: GenerateRequest) -> None:
+        vocabulary = self.program.vocabulary
+        for what, ids in (("prompt", request.prompt), ("logit_bias", request.sampling.logit_bias)):
+            for token in ids:
+                if not 0 <= token < vocabulary:
+                    raise UsageError(f"{what} has token id {token}; the vocabulary is 0 to {vocabulary - 1}")
+
+    def _limit(self, request: GenerateRequest) -> int:
+        prompt, asked = len(request.prompt), request.sampling.max_tokens
+        requested = prompt + (asked or 1)
+        if requested <= self.context:
+            return requested if asked else self.context
+        wanted = (
+            f"{prompt} of the prompt and {asked} of output" if asked else f"{prompt} of the prompt and at least 1 more"
+        )
+        raise ContextLengthError(
+            f"the context is {self.context} tokens, but {requested} were requested: {wanted}",
+            limit=self.context,
+            requested=requested,
+            hint="shorten the prompt or lower max_tokens",
+        )
+
+
+class StepError(Exception):
+    """A step failed as a whole: the requests in it are over (`outputs` tells each), those waiting are not."""
+
+    def __init__(self, outputs: list[TokenOutput]) -> None:
+        super().__init__(f"a step of {len(outputs)} sequences failed")
+        self.outputs = outputs
+
+
+def make_executor(program: Program, weights: LoadedWeights, settings: EngineSettings, pages: int) -> Executor:
+    """The executor that the settings ask for."""
+    make = ReferenceExecutor if settings.isa == "reference" else partial(kernels.make_executor, isa=settings.isa)
+    executor: Executor = make(
+        program, weights.weights, pages=pages, kv_dtype=settings.kv_dtype, threads=settings.threads
+    )
+    return executor
+
+
+def served_context(program: Program, settings: EngineSettings) -> int:
+    """Longest sequence that the model and the setting allow."""
+    return min(program.context, settings.max_context or program.context)
+
+
+def _advance(chunks: list[Chunk]) -> None:
+    for chunk in chunks:
+        chunk.sequence.computed += chunk.count
+
+
+def _ending(sequence: Sequence, finish: str, error: str | None = None) -> TokenOutput:
+    return TokenOutput(id=sequence.id, token=None, finish=finish, prompt_tokens=sequence.prompt_tokens, error=error)
+
+
+def _facts(
+    engine: Engine,
+    executor: Executor,
+    weights: LoadedWeights,
+    settings: EngineSettings,
+    precision: Precision,
+    seconds: float,
+) -> ModelFacts:
+    return ModelFacts(
+        architecture=engine.program.architecture,
+        context=engine.context,
+        vocabulary=engine.program.vocabulary,
+        parameters=weights.parameters,
+        bits_per_weight=weights.bits_per_weight,
+        weight_bytes=weights.stored_bytes,
+        precision=precision,
+        isa=getattr(executor, "isa", "reference"),
+        isa_reason=getattr(executor, "isa_reason", "NumPy twin, as asked"),
+        threads=getattr(executor, "threads", 1),
+        threads_reason=getattr(executor, "threads_reason", "as asked"),
+        kv_dtype=settings.kv_dtype,
+        kv_pages=engine.stats.kv_pages_total,
+        load_seconds=seconds,
+        pid=os.getpid(),
+        notes=weights.notes,
+    )

@@ -1,0 +1,182 @@
+"""Continuous batching: which sequences go through the model in the next step, and with how many tokens.
+
+Decoding sequences come first, those served longest ago in front; what is left of `max_step_tokens` goes to prompts in
+chunks. Half of that is the oldest prompt's, the rest is given to the shortest remaining ones: a long prompt neither
+holds up short ones nor starves. Admission is first come, first served, by room in the KV cache. When pages run out,
+the latest arrival gives its pages back and is computed again later, so the oldest always finishes.
+
+This module knows no model, tensors or sampling.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from freehold.engine.blocks import PageAllocator, pages_for
+from freehold.engine.sequence import Sequence
+from freehold.errors import OverloadedError
+from freehold.kernels.program import Step
+
+WATERMARK = 100
+"""One page in so many stays free at admission, so that running sequences can grow before anyone is preempted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next `count` tokens of a sequence."""
+
+    sequence: Sequence
+    count: int
+
+    @property
+    def samples(self) -> bool:
+        """True when the chunk reaches the sequence's last token, whose logits choose the next."""
+        return self.count == self.sequence.pending
+
+
+class Scheduler:
+    """Owns the queue, the running sequences and the KV pages."""
+
+    def __init__(self, pages: PageAllocator, *, max_batch: int, max_step_tokens: int, max_queue: int) -> None:
+        self.pages = pages
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+        self.preemptions = 0
+        self._max_batch = max_batch
+        self._max_step_tokens = max_step_tokens
+        self._max_queue = max_queue
+        self._steps = 0
+
+    def add(self, sequence: Sequence) -> None:
+        """Queue a sequence.
+
+        Raises:
+            OverloadedError: the queue is full.
+        """
+        if len(self.waiting) >= self._max_queue:
+            raise OverloadedError(
+                f"the queue is full: {self._max_queue} requests are waiting",
+                hint="try again later, or raise max_queue",
+            )
+        self.waiting.append(sequence)
+
+    def find(self, request_id: str) -> Sequence | None:
+        """The sequence of a request, running or waiting."""
+        return next((s for s in (*self.running, *self.waiting) if s.id == request_id), None)
+
+    def remove(self, sequence: Sequence) -> None:
+        """Drop a sequence and free its pages at once."""
+        self._release(sequence)
+        if sequence in self.running:
+            self.running.remove(sequence)
+        else:
+            self.waiting.remove(sequence)
+
+    def schedule(self) -> list[Chunk]:
+        """The next step's work; empty when there is none."""
+        self._steps += 1
+        budget = self._max_step_tokens
+        decodes = self._decodes(budget)
+        budget -= len(decodes)
+        self._admit(budget)
+        chunks = [Chunk(sequence, 1) for sequence in decodes] + self._prefills(budget, decodes)
+        for chunk in chunks:
+            chunk.sequence.served = self._steps
+        return chunks
+
+    def _decodes(self, budget: int) -> list[Sequence]:
+        candidates = sorted((s for s in self.running if s.pending == 1), key=lambda s: (s.served, s.arrival))
+        chosen: list[Sequence] = []
+        for sequence in candidates:
+            if len(chosen) == budget:
+                break
+            if sequence not in self.running:  # preempted for one before it
+                continue
+            self._grow(sequence, chosen)
+            if sequence in self.running:
+                chosen.append(sequence)
+        return chosen
+
+    def _grow(self, sequence: Sequence, chosen: list[Sequence]) -> None:
+        """Give a sequence the page its next token needs, preempting the latest arrivals if need be (maybe itself)."""
+        while len(sequence.pages) < pages_for(sequence.computed + 1):
+            page = self.pages.take()
+            if page is not None:
+                sequence.pages.append(page)
+                continue
+            victim = max(self.running, key=lambda s: s.arrival)
+            self._preempt(victim)
+            if victim in chosen:
+                chosen.remove(victim)
+            if victim is sequence:
+                return
+
+    def _preempt(self, victim: Sequence) -> None:
+        self._release(victim)
+        self.running.remove(victim)
+        self._requeue(victim)
+        self.preemptions += 1
+
+    def _requeue(self, victim: Sequence) -> None:
+        """Back into the queue in order of arrival: before everyone who came later."""
+        place = next((i for i, s in enumerate(self.waiting) if s.arrival > victim.arrival), len(self.waiting))
+        self.waiting.insert(place, victim)
+
+    def _admit(self, budget: int) -> None:
+        while budget > 0 and self.waiting and len(self.running) < self._max_batch:
+            needed = pages_for(len(self.waiting[0].tokens))
+            spare = self.pages.total // WATERMARK if self.running else 0
+            if self.pages.free < needed + spare:
+                return
+            sequence = self.waiting.popleft()
+            sequence.pages = [page for page in (self.pages.take() for _ in range(needed)) if page is not None]
+            self.running.append(sequence)
+
+    def _prefills(self, budget: int, decodes: list[Sequence]) -> list[Chunk]:
+        # a prompt of one token that was just admitted is pending like a decode, but was not among them
+        unserved = (s for s in self.running if (s.pending > 1 or s.computed == 0) and s not in decodes)
+        prompts = sorted(unserved, key=lambda s: s.arrival)
+        if not prompts or budget <= 0:
+            return []
+        oldest = prompts[0]
+        counts = {oldest.arrival: min(oldest.pending, -(-budget // 2))}
+        budget -= counts[oldest.arrival]
+        for sequence in sorted(prompts[1:], key=lambda s: (s.pending, s.arrival)):
+            counts[sequence.arrival] = min(sequence.pending, budget)
+            budget -= counts[sequence.arrival]
+        counts[oldest.arrival] += min(oldest.pending - counts[oldest.arrival], budget)
+        return [Chunk(s, counts[s.arrival]) for s in prompts if counts[s.arrival] > 0]
+
+    def _release(self, sequence: Sequence) -> None:
+        for page in sequence.pages:
+            self.pages.release(page)
+        sequence.pages = []
+        sequence.computed = 0
+
+
+def step_of(chunks: list[Chunk]) -> Step:
+    """Chunks as the arrays an executor takes; logits are asked for the last row of each chunk that samples."""
+    counts = np.array([chunk.count for chunk in chunks], np.int32)
+    tables = np.zeros((len(chunks), max(len(chunk.sequence.pages) for chunk in chunks)), np.int32)
+    for row, chunk in enumerate(chunks):
+        tables[row, : len(chunk.sequence.pages)] = chunk.sequence.pages
+    ends = np.cumsum(counts, dtype=np.int32) - 1
+    return Step(
+        tokens=np.fromiter(_tokens(chunks), np.int32, int(counts.sum())),
+        positions=np.concatenate(
+            [np.arange(c.sequence.computed, c.sequence.computed + c.count) for c in chunks]
+        ).astype(np.int32),
+        sequences=np.repeat(np.arange(len(chunks), dtype=np.int32), counts),
+        tables=tables,
+        outputs=ends[np.array([chunk.samples for chunk in chunks], bool)].astype(np.int32),
+    )
+
+
+def _tokens(chunks: list[Chunk]) -> Iterator[int]:
+    for chunk in chunks:
+        begin = chunk.sequence.computed
+        yield from chunk.sequence.tokens[begin : begin + chunk.count]
