@@ -1,0 +1,39 @@
+"""Kernels: the instruction set a model is written in, and what runs it.
+
+`make_executor` is the one way to get something that runs a program. Importing this package loads neither NumPy nor
+the native module.
+"""
+
+from __future__ import annotations
+
+import typing
+
+if typing.TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from freehold.kernels.executor import Executor
+    from freehold.kernels.matrix import Matrix
+    from freehold.kernels.program import Program
+    from freehold.kernels.reference import ReferenceExecutor
+
+
+def make_executor(
+    program: Program,
+    weights: Mapping[str, Matrix | NDArray[np.float32]],
+    *,
+    pages: int,
+    kv_dtype: str = "int8",
+    threads: int = 1,
+    tier: str = "portable",
+) -> Executor | ReferenceExecutor:
+    """An executor of the given tier (as `cpu.choose_tier` names it): native, or NumPy for "reference"."""
+    if tier == "reference":
+        from freehold.kernels.reference import ReferenceExecutor
+
+        return ReferenceExecutor(program, weights, pages=pages, kv_dtype=kv_dtype, threads=threads)
+    from freehold.kernels.executor import Executor
+
+    return Executor(program, weights, pages=pages, kv_dtype=kv_dtype, threads=threads, tier=tier)

@@ -1,0 +1,303 @@
+#include "executor.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <stdexcept>
+
+namespace freehold {
+
+namespace {
+
+constexpr int kBlockRows = 16;   // rows of one sequence in an attention task
+constexpr int kSharedRows = 4;   // from so many rows on, members share the quantizing of activations
+
+bool quantized(const Matrix& m) { return m.format == Format::int4 || m.format == Format::int8; }
+
+bool is_row_wise(Kind kind) { return kind != Kind::linear && kind != Kind::attention; }
+
+// Gives each instruction its work counters (one for each part of a matrix); returns how many there are.
+size_t number(std::vector<Instruction>& program) {
+  size_t counters = 0;
+  for (auto& op : program) {
+    op.counter = counters;
+    counters += std::max<size_t>(1, op.parts.size());
+  }
+  return counters;
+}
+
+void expect(bool good, const char* what) {
+  if (!good) throw std::invalid_argument(what);
+}
+
+}  // namespace
+
+Executor::Executor(const Tier& tier, std::vector<BufferShape> buffers, std::vector<Instruction> program, int logits,
+                   KVType kv_type, int layers, int pages, int kv_heads, int head_dim, int context, int vocabulary, int threads)
+    : tier_(tier), shapes_(std::move(buffers)), program_(std::move(program)), logits_(logits), context_(context),
+      vocabulary_(vocabulary), team_(threads), data_(shapes_.size()), next_(number(program_)), scratch_(team_.size()) {
+  expect(head_dim > 0 && head_dim <= kMaxHeadDim && head_dim % kPanel == 0, "head_dim must be a multiple of 16, at most 256");
+  kv_ = {kv_type, layers, pages, kv_heads, head_dim, nullptr, nullptr, nullptr, nullptr};
+  const size_t tokens = static_cast<size_t>(layers) * pages * kv_heads * kPage;
+  keys_ = Memory(tokens * head_dim * kv_.element());
+  values_ = Memory(tokens * head_dim * kv_.element());
+  if (kv_type == KVType::int8) {
+    key_scales_ = Memory(tokens * sizeof(float));
+    value_scales_ = Memory(tokens * sizeof(float));
+  }
+  kv_.keys = keys_.data();
+  kv_.values = values_.data();
+  kv_.key_scales = reinterpret_cast<float*>(key_scales_.data());
+  kv_.value_scales = reinterpret_cast<float*>(value_scales_.data());
+  size_t scratch = 64;
+  for (const auto& op : program_)
+    for (const auto& part : op.parts)
+      if (quantized(part->matrix)) scratch = std::max(scratch, scratch_bytes(part->matrix.padded));
+  for (auto& memory : scratch_) memory = Memory(scratch);
+}
+
+void Executor::check(const StepView& s) const {
+  expect(s.rows > 0, "a step needs at least one token");
+  for (int i = 0; i < s.rows; ++i) {
+    expect(s.tokens[i] >= 0 && s.tokens[i] < vocabulary_, "token id out of range");
+    expect(s.positions[i] >= 0 && s.positions[i] < context_, "position out of range");
+    expect(s.sequences[i] >= 0 && s.sequences[i] < s.table_rows, "sequence out of range");
+    expect(s.positions[i] / kPage < s.table_columns, "position beyond the sequence's pages");
+  }
+  for (int i = 0; i < s.rows; ++i)
+    for (int p = 0; p <= s.positions[i] / kPage; ++p) {
+      const int page = s.tables[static_cast<size_t>(s.sequences[i]) * s.table_columns + p];
+      expect(page >= 0 && page < kv_.pages, "page out of range");
+    }
+  for (int i = 0; i < s.output_rows; ++i) expect(s.outputs[i] >= 0 && s.outputs[i] < s.rows, "output row out of range");
+}
+
+void Executor::prepare(const StepView& s) {
+  step_ = s;
+  for (size_t b = 0; b < shapes_.size(); ++b) {
+    const size_t need = static_cast<size_t>(rows_of(static_cast<int>(b))) * shapes_[b].columns;
+    if (data_[b].size() < need) data_[b].resize(need);
+  }
+  size_t codes = 0, units = 0;
+  for (const auto& op : program_)
+    for (const auto& part : op.parts) {
+      if (op.kind != Kind::linear || !quantized(part->matrix)) continue;
+      codes = std::max(codes, static_cast<size_t>(part->matrix.padded));
+      units = std::max(units, static_cast<size_t>(part->matrix.padded / part->matrix.unit));
+    }
+  // Members quantize a small step each for themselves, a large one together.
+  const size_t rows = s.rows < kSharedRows ? static_cast<size_t>(kSharedRows) * team_.size() : s.rows;
+  if (codes_.size() < rows * codes) codes_.resize(rows * codes);
+  if (scales_.size() < rows * units) scales_.resize(rows * units);
+  if (sums_.size() < rows * units) sums_.resize(rows * units);
+  for (auto& counter : next_) counter.store(0, std::memory_order_relaxed);
+  blocks_.clear();
+  for (int begin = 0; begin < s.rows;) {
+    int end = begin + 1;
+    while (end < s.rows && end - begin < kBlockRows && s.sequences[end] == s.sequences[begin]) ++end;
+    blocks_.push_back({begin, end});
+    begin = end;
+  }
+}
+
+const float* Executor::run(const StepView& step) {
+  check(step);
+  prepare(step);
+  team_.run([this](int member) { execute(member); });
+  return data_[logits_].data();
+}
+
+void Executor::execute(int member) {
+  for (size_t i = 0; i < program_.size(); ++i) {
+    const Instruction& op = program_[i];
+    if (op.kind == Kind::linear) {
+      linear(op, member);
+    } else if (op.kind == Kind::attention) {
+      for (int r = member; r < step_.rows; r += team_.size()) store_kv(op, r);
+      team_.barrier();
+      attend(op);
+    } else {
+      for (int r = member; r < rows_of(op.out); r += team_.size()) row_wise(op, r);
+    }
+    // Row-wise operations in a row give each member the same rows, so they need no meeting in between.
+    const bool same_rows = i + 1 < program_.size() && is_row_wise(op.kind) && op.kind != Kind::gather &&
+                           program_[i + 1].kind != Kind::linear && program_[i + 1].kind != Kind::gather;
+    if (!same_rows) team_.barrier();
+  }
+}
+
+void Executor::row_wise(const Instruction& op, int r) {
+  float* out = row(op.out, r);
+  switch (op.kind) {
+    case Kind::embed: {
+      int token = step_.tokens[r], part = 0;
+      while (token >= op.parts[part]->matrix.rows) token -= op.parts[part++]->matrix.rows;
+      unpack_row(op.parts[part]->matrix, token, out);
+      if (op.scale != 1.0f)
+        for (int i = 0; i < shapes_[op.out].columns; ++i) out[i] *= op.scale;
+      return;
+    }
+    case Kind::rmsnorm:
+      tier_.rmsnorm(row(op.in, r), op.vector.data(), op.offset, op.eps, shapes_[op.out].columns, out);
+      return;
+    case Kind::headnorm:
+      for (int h = 0; h < op.heads; ++h) {
+        float* head = out + op.column + h * op.head_dim;
+        tier_.rmsnorm(head, op.vector.data(), op.offset, op.eps, op.head_dim, head);
+      }
+      return;
+    case Kind::rope_table: {
+      const int half = static_cast<int>(op.vector.size());
+      for (int i = 0; i < half; ++i) {
+        const float angle = static_cast<float>(step_.positions[r]) * op.vector[i];
+        out[i] = std::cos(angle) * op.factor;
+        out[half + i] = std::sin(angle) * op.factor;
+      }
+      return;
+    }
+    case Kind::rope:
+      tier_.rope(row(op.in, r), op.heads, op.head_dim, out + op.column);
+      return;
+    case Kind::silu_mul:
+      tier_.silu_mul(row(op.in, r), shapes_[op.out].columns, out);
+      return;
+    case Kind::gather:
+      std::memcpy(out, row(op.in, step_.outputs[r]), static_cast<size_t>(shapes_[op.out].columns) * sizeof(float));
+      return;
+    case Kind::linear:
+    case Kind::attention:
+      return;  // not row-wise: `execute` never passes them
+  }
+}
+
+void Executor::linear(const Instruction& op, int member) {
+  int column = op.column, unit = 0;
+  const int rows = rows_of(op.in);
+  for (size_t p = 0; p < op.parts.size(); ++p) {
+    const Matrix& m = op.parts[p]->matrix;
+    if (quantized(m) && m.unit != unit) {  // parts with the same unit share the quantized activations
+      const bool shared = rows >= kSharedRows;
+      if (shared && unit) team_.barrier();  // the last part's readers must be done
+      const int units = m.padded / m.unit, base = shared ? 0 : member * kSharedRows;
+      for (int r = shared ? member : 0; r < rows; r += shared ? team_.size() : 1)
+        tier_.quantize(row(op.in, r), m.columns, m.unit, codes_.data() + static_cast<size_t>(base + r) * m.padded,
+                       scales_.data() + static_cast<size_t>(base + r) * units, sums_.data() + static_cast<size_t>(base + r) * units);
+      if (shared) team_.barrier();
+      unit = m.unit;
+    }
+    linear_part(op, m, column, next_[op.counter + p], member);
+    column += m.rows;
+  }
+}
+
+void Executor::linear_part(const Instruction& op, const Matrix& m, int column, std::atomic<int>& next, int member) {
+  const int rows = rows_of(op.in), size = team_.size();
+  const int base = rows >= kSharedRows ? 0 : member * kSharedRows, units = quantized(m) ? m.padded / m.unit : 0;
+  const Activations activations = {codes_.data() + static_cast<size_t>(base) * m.padded, scales_.data() + static_cast<size_t>(base) * units,
+                                   sums_.data() + static_cast<size_t>(base) * units, m.padded, units};
+  const float* bias = op.vector.empty() ? nullptr : op.vector.data() + (column - op.column);
+  const Output out = {data_[op.out].data() + column, shapes_[op.out].columns, bias, op.accumulate};
+  auto panels = [&](int begin, int end) {
+    if (quantized(m))
+      tier_.linear_quantized(m, activations, rows, begin, end, out, scratch_[member].data());
+    else
+      tier_.linear_float(m, data_[op.in].data(), shapes_[op.in].columns, rows, begin, end, out);
+  };
+  if (rows < kSharedRows) {  // memory-bound: equal shares, in order
+    panels(static_cast<int>(static_cast<int64_t>(m.panels) * member / size), static_cast<int>(static_cast<int64_t>(m.panels) * (member + 1) / size));
+    return;
+  }
+  constexpr int kChunk = 2;
+  for (int begin = next.fetch_add(kChunk); begin < m.panels; begin = next.fetch_add(kChunk))
+    panels(begin, std::min(begin + kChunk, m.panels));
+}
+
+void Executor::store_kv(const Instruction& op, int r) {
+  const int dim = op.head_dim, position = step_.positions[r];
+  const int page = step_.tables[static_cast<size_t>(step_.sequences[r]) * step_.table_columns + position / kPage];
+  const int slot = position % kPage;
+  const float* k = row(op.in, r) + op.heads * dim;
+  const float* v = k + op.kv_heads * dim;
+  for (int h = 0; h < op.kv_heads; ++h, k += dim, v += dim) {
+    const size_t block = kv_.block(op.layer, page, h), scale_block = kv_.scale_block(op.layer, page, h);
+    if (kv_.type == KVType::f32) {
+      float* keys = reinterpret_cast<float*>(kv_.keys) + block;
+      for (int d = 0; d < dim; ++d) keys[d * kPage + slot] = k[d];
+      std::memcpy(reinterpret_cast<float*>(kv_.values) + block + static_cast<size_t>(slot) * dim, v, dim * sizeof(float));
+    } else if (kv_.type == KVType::f16) {
+      uint16_t* keys = reinterpret_cast<uint16_t*>(kv_.keys) + block;
+      uint16_t* values = reinterpret_cast<uint16_t*>(kv_.values) + block + static_cast<size_t>(slot) * dim;
+      for (int d = 0; d < dim; ++d) keys[d * kPage + slot] = half_from_float(k[d]);
+      for (int d = 0; d < dim; ++d) values[d] = half_from_float(v[d]);
+    } else {
+      int8_t* keys = reinterpret_cast<int8_t*>(kv_.keys) + block;
+      int8_t* values = reinterpret_cast<int8_t*>(kv_.values) + block + static_cast<size_t>(slot) * dim;
+      alignas(64) int8_t codes[kMaxHeadDim];
+      auto quantize_head = [&](const float* x, float& scale) {
+        float top = 0;
+        for (int d = 0; d < dim; ++d) top = std::max(top, std::fabs(x[d]));
+        scale = top / 127.0f;
+        if (!(scale >= 1.17549435e-38f)) scale = 0;
+        const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+        for (int d = 0; d < dim; ++d) codes[d] = static_cast<int8_t>(__builtin_lrintf(x[d] * inverse));
+      };
+      quantize_head(k, kv_.key_scales[scale_block + slot]);
+      for (int d = 0; d < dim; ++d) keys[d * kPage + slot] = codes[d];
+      quantize_head(v, kv_.value_scales[scale_block + slot]);
+      std::memcpy(values, codes, dim);
+    }
+  }
+}
+
+void Executor::attend(const Instruction& op) {
+  const int group = op.heads / op.kv_heads;
+  // Few tasks: split the query heads of a group too, so that every member has work.
+  const int whole = static_cast<int>(blocks_.size()) * op.kv_heads;
+  const int count = whole >= 2 * team_.size() ? group : std::max(1, std::min(group, group * whole / (2 * team_.size())));
+  const int splits = (group + count - 1) / count, total = whole * splits;
+  std::atomic<int>& next = next_[op.counter];
+  for (int task = next.fetch_add(1); task < total; task = next.fetch_add(1)) {
+    // Later rows see more tokens: take the longest tasks first.
+    const int reverse = total - 1 - task, head = reverse / splits % op.kv_heads, first = reverse % splits * count;
+    attend_block(op, blocks_[reverse / splits / op.kv_heads], head, first, std::min(count, group - first));
+  }
+}
+
+void Executor::attend_block(const Instruction& op, const Block& block, int head, int first, int count) {
+  constexpr int kMost = 64;
+  const float* q[kMost];
+  float* out[kMost];
+  int32_t positions[kMost];
+  AttentionTask task = {op.layer, head, 0, q, out, positions, nullptr, op.scale};
+  task.pages = step_.tables + static_cast<size_t>(step_.sequences[block.begin]) * step_.table_columns;
+  const int group = op.heads / op.kv_heads;
+  for (int r = block.begin; r < block.end; ++r)
+    for (int h = first; h < first + count; ++h) {
+      const int column = (head * group + h) * op.head_dim;
+      q[task.queries] = row(op.in, r) + column;
+      out[task.queries] = row(op.out, r) + column;
+      positions[task.queries++] = step_.positions[r];
+      if (task.queries == kMost) {
+        tier_.attention(kv_, task);
+        task.queries = 0;
+      }
+    }
+  if (task.queries) tier_.attention(kv_, task);
+}
+
+void Executor::copy_page(int source, int target) {
+  expect(source >= 0 && source < kv_.pages && target >= 0 && target < kv_.pages, "page out of range");
+  const size_t values = static_cast<size_t>(kv_.heads) * kPage * kv_.dim, bytes = values * kv_.element();
+  const size_t scales = static_cast<size_t>(kv_.heads) * kPage;
+  for (int layer = 0; layer < kv_.layers; ++layer) {
+    const size_t from = kv_.block(layer, source, 0), to = kv_.block(layer, target, 0);
+    std::memcpy(kv_.keys + to * kv_.element(), kv_.keys + from * kv_.element(), bytes);
+    std::memcpy(kv_.values + to * kv_.element(), kv_.values + from * kv_.element(), bytes);
+    if (kv_.type != KVType::int8) continue;
+    const size_t scale_from = kv_.scale_block(layer, source, 0), scale_to = kv_.scale_block(layer, target, 0);
+    std::memcpy(kv_.key_scales + scale_to, kv_.key_scales + scale_from, scales * sizeof(float));
+    std::memcpy(kv_.value_scales + scale_to, kv_.value_scales + scale_from, scales * sizeof(float));
+  }
+}
+
+}  // namespace freehold

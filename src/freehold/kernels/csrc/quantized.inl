@@ -1,0 +1,201 @@
+// Quantized linears of a tier, equal to reference.quantized_linear to the last bit: integer dot products per unit, then
+// float32 multiplications and additions in a fixed order (never fused). Included once per tier unit.
+
+namespace {
+
+void quantize(const float* x, int columns, int unit, int8_t* codes, float* scales, int32_t* sums) {
+  for (int begin = 0, u = 0; begin < columns; begin += unit, ++u) {
+    const int width = columns - begin < unit ? columns - begin : unit;
+    alignas(64) float padded[freehold::kMaxUnit];
+    const float* from = x + begin;
+    if (width < unit) {
+      memset(padded, 0, sizeof padded);
+      memcpy(padded, from, width * sizeof(float));
+      from = padded;
+    }
+    vf top = {};
+    for (int i = 0; i < unit; i += W) top = vmax(top, vabs(load(from + i)));
+    float scale = maximum(top) / 127.0f;
+    if (!(scale >= 1.17549435e-38f)) scale = 0;  // a subnormal scale has no usable inverse
+    const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+    vi total = {};
+    for (int i = 0; i < unit; i += W) {
+      const vf rounded = load(from + i) * inverse + kMagic;
+      const vi q = as_int(rounded) - as_int(splat(kMagic));
+      total = total + q;
+      for (int j = 0; j < W; ++j) codes[begin + i + j] = static_cast<int8_t>(q[j]);
+    }
+    int32_t s = 0;
+    for (int j = 0; j < W; ++j) s += total[j];
+    scales[u] = scale;
+    sums[u] = s;
+  }
+}
+
+// 4 * W weight bytes: W features by 4 columns.
+#if defined(__AVX512F__)
+typedef __m512i vb;
+inline vb load_bytes(const uint8_t* p) { return _mm512_loadu_si512(p); }
+inline vb low_nibbles(vb v) { return _mm512_and_si512(v, _mm512_set1_epi8(0x0f)); }
+inline vb high_nibbles(vb v) { return _mm512_and_si512(_mm512_srli_epi16(v, 4), _mm512_set1_epi8(0x0f)); }
+inline void store_bytes(uint8_t* p, vb v) { _mm512_storeu_si512(p, v); }
+template <bool SMALL>
+inline vi dot4(vi acc, vb w, int32_t x) {
+  return (vi)_mm512_dpbusd_epi32((__m512i)acc, w, _mm512_set1_epi32(x));
+}
+#elif defined(__AVX2__)
+typedef __m256i vb;
+inline vb load_bytes(const uint8_t* p) { return _mm256_loadu_si256((const __m256i*)p); }
+inline vb low_nibbles(vb v) { return _mm256_and_si256(v, _mm256_set1_epi8(0x0f)); }
+inline vb high_nibbles(vb v) { return _mm256_and_si256(_mm256_srli_epi16(v, 4), _mm256_set1_epi8(0x0f)); }
+inline void store_bytes(uint8_t* p, vb v) { _mm256_storeu_si256((__m256i*)p, v); }
+// SMALL: codes are at most 15, so VPMADDUBSW's 16-bit pair sums can't saturate (15 * 128 * 2 < 32768).
+template <bool SMALL>
+inline vi dot4(vi acc, vb w, int32_t x) {
+  const __m256i quad = _mm256_set1_epi32(x);
+  if (SMALL) {
+    const __m256i pairs = _mm256_maddubs_epi16(w, quad);
+    return (vi)_mm256_add_epi32((__m256i)acc, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
+  }
+  const __m256i even_x = _mm256_srai_epi16(_mm256_slli_epi16(quad, 8), 8), odd_x = _mm256_srai_epi16(quad, 8);
+  const __m256i even_w = _mm256_and_si256(w, _mm256_set1_epi16(0xff)), odd_w = _mm256_srli_epi16(w, 8);
+  const __m256i both = _mm256_add_epi32(_mm256_madd_epi16(even_w, even_x), _mm256_madd_epi16(odd_w, odd_x));
+  return (vi)_mm256_add_epi32((__m256i)acc, both);
+}
+#else
+typedef uint8_t vb __attribute__((vector_size(4 * W)));
+inline vb load_bytes(const uint8_t* p) { vb v; __builtin_memcpy(&v, p, sizeof v); return v; }
+inline vb low_nibbles(vb v) { return v & 0x0f; }
+inline vb high_nibbles(vb v) { return v >> 4; }
+inline void store_bytes(uint8_t* p, vb v) { __builtin_memcpy(p, &v, sizeof v); }
+template <bool SMALL>
+inline vi dot4(vi acc, vb w, int32_t x) {
+  int8_t quad[4];
+  __builtin_memcpy(quad, &x, 4);
+  for (int c = 0; c < W; ++c)
+    acc[c] += w[4 * c] * quad[0] + w[4 * c + 1] * quad[1] + w[4 * c + 2] * quad[2] + w[4 * c + 3] * quad[3];
+  return acc;
+}
+#endif
+
+inline int32_t quad(const int8_t* p) { int32_t x; __builtin_memcpy(&x, p, 4); return x; }
+
+inline vf load_scale(const freehold::Matrix& m, const void* scales, size_t index) {
+  return m.narrow_scales ? load_bf16(static_cast<const uint16_t*>(scales) + index) : load(static_cast<const float*>(scales) + index);
+}
+
+// The scales' part of one unit: acc += (float(dot) * w_scale (+ float(sum) * w_offset)) * x_scale.
+inline vf apply_scales(vf acc, vi dot, vf scale, const vf* offset, float sum, float x_scale) {
+  vf part = to_float(dot) * scale;
+  if (offset) part = part + sum * *offset;
+  return acc + part * x_scale;
+}
+
+// R rows by P panels. PACKED: codes are nibbles; else bytes (an int8 matrix, or int4 panels expanded by `expand`).
+template <int R, int P, bool PACKED, bool SMALL>
+void quantized_block(const freehold::Matrix& m, const uint8_t* codes, const freehold::Activations& a, int row, int panel,
+                     const freehold::Output& out) {
+  const size_t step = static_cast<size_t>(m.padded) * freehold::kPanel / (PACKED ? 2 : 1);
+  const int8_t* x = a.codes + row * a.stride;
+  const float* x_scales = a.scales + static_cast<size_t>(row) * a.units;
+  const int32_t* x_sums = a.sums + static_cast<size_t>(row) * a.units;
+  vf acc[R][P][V] = {};
+  for (int u = 0; u < a.units; ++u) {
+    vi dot[R][P][V];
+    for (int r = 0; r < R; ++r) {
+      const vi start = splat(-m.zero * x_sums[static_cast<size_t>(r) * a.units + u]);
+      for (int p = 0; p < P; ++p)
+        for (int v = 0; v < V; ++v) dot[r][p][v] = start;
+    }
+    for (int k = u * m.unit; k < (u + 1) * m.unit; k += 8)
+      for (int p = 0; p < P; ++p)
+        for (int v = 0; v < V; ++v) {
+          vb first, second;
+          if (PACKED) {
+            const vb both = load_bytes(codes + p * step + static_cast<size_t>(k) * 8 + v * 4 * W);
+            first = low_nibbles(both);
+            second = high_nibbles(both);
+          } else {
+            first = load_bytes(codes + p * step + static_cast<size_t>(k) * 16 + v * 4 * W);
+            second = load_bytes(codes + p * step + static_cast<size_t>(k) * 16 + 64 + v * 4 * W);
+          }
+          for (int r = 0; r < R; ++r) {
+            dot[r][p][v] = dot4<SMALL>(dot[r][p][v], first, quad(x + r * a.stride + k));
+            dot[r][p][v] = dot4<SMALL>(dot[r][p][v], second, quad(x + r * a.stride + k + 4));
+          }
+        }
+    for (int p = 0; p < P; ++p)
+      for (int v = 0; v < V; ++v) {
+        const size_t at = (static_cast<size_t>(panel + p) * m.groups + u / m.units_per_group) * freehold::kPanel + v * W;
+        const vf scale = load_scale(m, m.scales, at);
+        const vf offset = m.offsets ? load_scale(m, m.offsets, at) : vf{};
+        for (int r = 0; r < R; ++r) {
+          const size_t i = static_cast<size_t>(r) * a.units + u;
+          acc[r][p][v] = apply_scales(acc[r][p][v], dot[r][p][v], scale, m.offsets ? &offset : nullptr,
+                                      static_cast<float>(x_sums[i]), x_scales[i]);
+        }
+      }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < P; ++p) finish(m, out, row + r, panel + p, acc[r][p]);
+}
+
+// One panel of nibbles as bytes, in the order of an int8 panel.
+inline void expand(const uint8_t* packed, int padded, uint8_t* bytes) {
+  for (int k = 0; k < padded; k += 8, packed += 64, bytes += 128)
+    for (int v = 0; v < V; ++v) {
+      const vb both = load_bytes(packed + v * 4 * W);
+      store_bytes(bytes + v * 4 * W, low_nibbles(both));
+      store_bytes(bytes + 64 + v * 4 * W, high_nibbles(both));
+    }
+}
+
+template <int P, bool PACKED, bool SMALL>
+void quantized_rows(const freehold::Matrix& m, const uint8_t* codes, const freehold::Activations& a, int rows, int panel,
+                    const freehold::Output& out) {
+  int row = 0;
+  for (; row + 4 <= rows; row += 4) quantized_block<4, P, PACKED, SMALL>(m, codes, a, row, panel, out);
+  for (; row + 2 <= rows; row += 2) quantized_block<2, P, PACKED, SMALL>(m, codes, a, row, panel, out);
+  for (; row < rows; ++row) quantized_block<1, P, PACKED, SMALL>(m, codes, a, row, panel, out);
+}
+
+constexpr int kExpandRows = 16;  // from so many rows on, unpacking a panel once is cheaper than for every block of rows
+
+template <bool PACKED, bool SMALL>
+void quantized_panels(const freehold::Matrix& m, const freehold::Activations& a, int rows, int begin, int end,
+                      const freehold::Output& out) {
+  const size_t step = static_cast<size_t>(m.padded) * freehold::kPanel / (PACKED ? 2 : 1);
+  const uint8_t* codes = static_cast<const uint8_t*>(m.codes);
+  int panel = begin;
+  if (rows == 1)  // one row: four panels in flight hide the latency of their dot products
+    for (; panel + 4 <= end; panel += 4) quantized_block<1, 4, PACKED, SMALL>(m, codes + panel * step, a, 0, panel, out);
+  for (; panel + 2 <= end; panel += 2) quantized_rows<2, PACKED, SMALL>(m, codes + panel * step, a, rows, panel, out);
+  for (; panel < end; ++panel) quantized_rows<1, PACKED, SMALL>(m, codes + panel * step, a, rows, panel, out);
+}
+
+void expanded_panels(const freehold::Matrix& m, const freehold::Activations& a, int rows, int begin, int end,
+                     const freehold::Output& out, uint8_t* scratch) {
+  const size_t packed_step = static_cast<size_t>(m.padded) * freehold::kPanel / 2;
+  const size_t step = static_cast<size_t>(m.padded) * freehold::kPanel;
+  const uint8_t* codes = static_cast<const uint8_t*>(m.codes);
+  for (int panel = begin; panel < end; panel += 2) {
+    const int count = end - panel < 2 ? end - panel : 2;
+    for (int p = 0; p < count; ++p) expand(codes + (panel + p) * packed_step, m.padded, scratch + p * step);
+    if (count == 2)
+      quantized_rows<2, false, true>(m, scratch, a, rows, panel, out);
+    else
+      quantized_rows<1, false, true>(m, scratch, a, rows, panel, out);
+  }
+}
+
+void linear_quantized(const freehold::Matrix& m, const freehold::Activations& a, int rows, int begin, int end,
+                      const freehold::Output& out, void* scratch) {
+  if (m.format == freehold::Format::int8)
+    quantized_panels<false, false>(m, a, rows, begin, end, out);
+  else if (rows < kExpandRows)
+    quantized_panels<true, true>(m, a, rows, begin, end, out);
+  else
+    expanded_panels(m, a, rows, begin, end, out, static_cast<uint8_t*>(scratch));
+}
+
+}  // namespace

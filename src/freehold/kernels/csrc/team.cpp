@@ -1,0 +1,87 @@
+#include "team.h"
+
+#include <sched.h>
+
+#include <chrono>
+
+namespace freehold {
+
+namespace {
+
+inline void pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
+constexpr int kSpins = 2000;  // about 50 us: longer than a layer's imbalance, shorter than a time slice
+constexpr auto kLinger = std::chrono::milliseconds(2);  // between steps members stay awake so long
+
+}  // namespace
+
+Team::Team(int size) : size_(size < 1 ? 1 : size) {
+  for (int member = 1; member < size_; ++member) threads_.emplace_back([this, member] { serve(member); });
+}
+
+Team::~Team() {
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    stopping_ = true;
+    generation_.fetch_add(1);
+  }
+  wake_.notify_all();
+  for (auto& thread : threads_) thread.join();
+}
+
+void Team::run(const std::function<void(int)>& work) {
+  if (size_ > 1) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      work_ = &work;
+      generation_.fetch_add(1, std::memory_order_release);
+    }
+    wake_.notify_all();
+  }
+  work(0);
+  barrier();
+}
+
+void Team::barrier() {
+  if (size_ == 1) return;
+  const unsigned phase = phase_.load(std::memory_order_acquire);
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+    arrived_.store(0, std::memory_order_relaxed);
+    phase_.store(phase + 1, std::memory_order_release);
+    return;
+  }
+  for (int spins = 0; phase_.load(std::memory_order_acquire) == phase;)
+    if (++spins < kSpins)
+      pause();
+    else
+      sched_yield();
+}
+
+void Team::serve(int member) {
+  unsigned seen = 0;
+  while (true) {
+    const auto deadline = std::chrono::steady_clock::now() + kLinger;
+    for (int spins = 0; generation_.load(std::memory_order_acquire) == seen; ++spins) {
+      if (spins < kSpins) {
+        pause();
+        continue;
+      }
+      sched_yield();
+      if (std::chrono::steady_clock::now() < deadline) continue;
+      std::unique_lock<std::mutex> lock(mutex_);
+      wake_.wait(lock, [&] { return generation_.load() != seen; });
+    }
+    seen = generation_.load(std::memory_order_acquire);
+    if (stopping_) return;
+    (*work_)(member);
+    barrier();
+  }
+}
+
+}  // namespace freehold
