@@ -12,12 +12,13 @@ from freehold.engine.models import program_for
 from freehold.engine.request import GenerateRequest, Sampling
 from freehold.engine.runner import NOT_FINITE, Engine, StepError
 from freehold.errors import ContextLengthError, OverloadedError, UsageError
+from freehold.kernels.cpu import available_tiers
 from freehold.kernels.program import Step
 from freehold.settings import EngineSettings
 
 
-def one_by_one(prompts: list[list[int]], **sampling: object) -> dict[str, list[int | None]]:
-    running = tiny.engine()
+def one_by_one(prompts: list[list[int]], tier: str = "reference", **sampling: object) -> dict[str, list[int | None]]:
+    running = tiny.engine(tier=tier)
     out: dict[str, list[int | None]] = {}
     for i, prompt in enumerate(prompts):
         running.add(tiny.request(f"r{i}", prompt, **sampling))
@@ -25,11 +26,14 @@ def one_by_one(prompts: list[list[int]], **sampling: object) -> dict[str, list[i
     return out
 
 
+@pytest.mark.parametrize("tier", ["reference", *available_tiers()])
 @pytest.mark.parametrize("max_step_tokens", [1, 7, 64, 512])
-def test_greedy_output_is_the_same_one_by_one_and_32_at_a_time_for_any_chunk_size(max_step_tokens: int) -> None:
+def test_greedy_output_is_the_same_one_by_one_and_32_at_a_time_for_any_chunk_size(
+    max_step_tokens: int, tier: str
+) -> None:
     prompts = tiny.prompts(32)
-    alone = one_by_one(prompts)
-    together = tiny.engine(pages=128, max_step_tokens=max_step_tokens)
+    alone = one_by_one(prompts, tier=tier)
+    together = tiny.engine(pages=128, max_step_tokens=max_step_tokens, tier=tier, threads=2)
     for i, prompt in enumerate(prompts):
         together.add(tiny.request(f"r{i}", prompt))
     assert tiny.texts(tiny.drain(together)) == alone

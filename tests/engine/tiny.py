@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 from freehold.engine.models import program_for
 from freehold.engine.request import GenerateRequest, Sampling, TokenOutput
 from freehold.engine.runner import Engine
+from freehold.kernels import make_executor
 from freehold.kernels.matrix import FloatMatrix, Matrix, QuantizedMatrix
 from freehold.kernels.program import Program
-from freehold.kernels.reference import ReferenceExecutor
 from freehold.settings import EngineSettings
 
 VOCABULARY = 97
@@ -90,13 +90,11 @@ def weights(program: Program, *, quantized: bool = True, seed: int = 0) -> dict[
     return out
 
 
-def engine(
-    *, pages: int = 64, kv_dtype: str = "int8", changes: dict[str, Any] | None = None, **settings: Any
-) -> Engine:
-    """A tiny quantized Llama on the NumPy twin."""
-    program = program_for(config(**(changes or {})))
-    executor = ReferenceExecutor(program, weights(program), pages=pages, kv_dtype=kv_dtype)
-    return Engine(program, executor, EngineSettings(kv_dtype=kv_dtype, isa="reference", **settings), pages=pages)
+def engine(*, pages: int = 64, tier: str = "reference", threads: int = 1, **settings: Any) -> Engine:
+    """A tiny quantized Llama, on the NumPy twin unless told otherwise."""
+    program = program_for(config())
+    executor = make_executor(program, weights(program), pages=pages, threads=threads, tier=tier)
+    return Engine(program, executor, EngineSettings(**settings), pages=pages)
 
 
 def write(directory: Path, *, seed: int = 0, **changes: Any) -> Path:

@@ -7,16 +7,14 @@ from __future__ import annotations
 
 import os
 import time
-from functools import partial
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold import kernels
 from freehold.engine.blocks import PageAllocator
-from freehold.engine.loading import LoadedWeights, Precision, load_weights
+from freehold.engine.loading import Precision, load_weights
 from freehold.engine.memory import kv_pages
 from freehold.engine.models import program_for
 from freehold.engine.request import EngineStats, GenerateRequest, ModelFacts, TokenOutput
@@ -25,8 +23,9 @@ from freehold.engine.scheduler import Chunk, Scheduler, step_of
 from freehold.engine.sequence import Sequence
 from freehold.errors import ContextLengthError, UsageError
 from freehold.formats.checkpoint import open_checkpoint
+from freehold.kernels import make_executor
+from freehold.kernels.cpu import choose_threads, choose_tier
 from freehold.kernels.program import PAGE, Program, Step
-from freehold.kernels.reference import ReferenceExecutor
 from freehold.settings import EngineSettings
 
 NOT_FINITE = "the model's logits are not finite numbers"
@@ -68,9 +67,29 @@ class Engine:
             program = program_for(checkpoint.config)
             weights = load_weights(checkpoint, program, precision)
         pages = kv_pages(program, settings, served_context(program, settings))
-        executor = make_executor(program, weights, settings, pages)
+        tier, (threads, threads_reason) = choose_tier(settings.isa), choose_threads(settings.threads)
+        executor = make_executor(
+            program, weights.weights, pages=pages, kv_dtype=settings.kv_dtype, threads=threads, tier=tier.value
+        )
         engine = cls(program, executor, settings, pages=pages)
-        engine._facts = _facts(engine, executor, weights, settings, precision, time.perf_counter() - begin)
+        engine._facts = ModelFacts(
+            architecture=program.architecture,
+            context=engine.context,
+            vocabulary=program.vocabulary,
+            parameters=weights.parameters,
+            bits_per_weight=weights.bits_per_weight,
+            weight_bytes=weights.stored_bytes,
+            precision=precision,
+            isa=tier.value,
+            isa_reason=tier.reason,
+            threads=threads,
+            threads_reason=threads_reason,
+            kv_dtype=settings.kv_dtype,
+            kv_pages=pages,
+            load_seconds=time.perf_counter() - begin,
+            pid=os.getpid(),
+            notes=weights.notes,
+        )
         return engine
 
     @property
@@ -192,15 +211,6 @@ class StepError(Exception):
         self.outputs = outputs
 
 
-def make_executor(program: Program, weights: LoadedWeights, settings: EngineSettings, pages: int) -> Executor:
-    """The executor that the settings ask for."""
-    make = ReferenceExecutor if settings.isa == "reference" else partial(kernels.make_executor, isa=settings.isa)
-    executor: Executor = make(
-        program, weights.weights, pages=pages, kv_dtype=settings.kv_dtype, threads=settings.threads
-    )
-    return executor
-
-
 def served_context(program: Program, settings: EngineSettings) -> int:
     """Longest sequence that the model and the setting allow."""
     return min(program.context, settings.max_context or program.context)
@@ -213,31 +223,3 @@ def _advance(chunks: list[Chunk]) -> None:
 
 def _ending(sequence: Sequence, finish: str, error: str | None = None) -> TokenOutput:
     return TokenOutput(id=sequence.id, token=None, finish=finish, prompt_tokens=sequence.prompt_tokens, error=error)
-
-
-def _facts(
-    engine: Engine,
-    executor: Executor,
-    weights: LoadedWeights,
-    settings: EngineSettings,
-    precision: Precision,
-    seconds: float,
-) -> ModelFacts:
-    return ModelFacts(
-        architecture=engine.program.architecture,
-        context=engine.context,
-        vocabulary=engine.program.vocabulary,
-        parameters=weights.parameters,
-        bits_per_weight=weights.bits_per_weight,
-        weight_bytes=weights.stored_bytes,
-        precision=precision,
-        isa=getattr(executor, "isa", "reference"),
-        isa_reason=getattr(executor, "isa_reason", "NumPy twin, as asked"),
-        threads=getattr(executor, "threads", 1),
-        threads_reason=getattr(executor, "threads_reason", "as asked"),
-        kv_dtype=settings.kv_dtype,
-        kv_pages=engine.stats.kv_pages_total,
-        load_seconds=seconds,
-        pid=os.getpid(),
-        notes=weights.notes,
-    )
