@@ -23,7 +23,7 @@ def quantize_rows(x: F32, group: int) -> tuple[NDArray[np.int8], F32]:
     """Quantize activations to int8, symmetric, one scale per row and group of columns.
 
     scale = absmax / 127 (float32 division); q = round-half-even(x * (1 / scale)) with 1/scale a float32 division,
-    0 where the group is all zero. Returns int8 [T, K padded to a multiple of `group`] and float32 [T, K/group].
+    0 where the group is all zero or its scale subnormal (no usable inverse). Returns int8 [T, K padded to a multiple of `group`] and float32 [T, K/group].
     """
     rows, columns = x.shape
     padded = -(-columns // group) * group
@@ -31,8 +31,8 @@ def quantize_rows(x: F32, group: int) -> tuple[NDArray[np.int8], F32]:
         x = np.concatenate([x, np.zeros((rows, padded - columns), _f)], axis=1)
     grouped = np.ascontiguousarray(x, dtype=_f).reshape(rows, padded // group, group)
     scale = (np.abs(grouped).max(axis=2) / _f(127)).astype(_f)
-    with np.errstate(divide="ignore"):
-        inverse = np.where(scale > 0, _f(1) / scale, _f(0)).astype(_f)
+    scale = np.where(scale >= np.finfo(_f).tiny, scale, _f(0)).astype(_f)
+    inverse = np.divide(_f(1), scale, out=np.zeros_like(scale), where=scale > 0)
     q = np.rint(grouped * inverse[:, :, None]).astype(np.int8)
     return q.reshape(rows, padded), scale
 

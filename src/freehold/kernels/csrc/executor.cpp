@@ -49,11 +49,13 @@ Executor::Executor(const Tier& tier, std::vector<BufferShape> buffers, std::vect
   kv_.values = values_.data();
   kv_.key_scales = reinterpret_cast<float*>(key_scales_.data());
   kv_.value_scales = reinterpret_cast<float*>(value_scales_.data());
-  size_t scratch = 64;
   for (const auto& op : program_)
-    for (const auto& part : op.parts)
-      if (quantized(part->matrix)) scratch = std::max(scratch, scratch_bytes(part->matrix.padded));
-  for (auto& memory : scratch_) memory = Memory(scratch);
+    for (const auto& part : op.parts) {
+      if (op.kind != Kind::linear || !quantized(part->matrix)) continue;
+      widest_ = std::max(widest_, static_cast<size_t>(part->matrix.padded));
+      most_units_ = std::max(most_units_, static_cast<size_t>(part->matrix.padded / part->matrix.unit));
+    }
+  for (auto& memory : scratch_) memory = Memory(scratch_bytes(static_cast<int>(widest_)));
 }
 
 void Executor::check(const StepView& s) const {
@@ -78,18 +80,11 @@ void Executor::prepare(const StepView& s) {
     const size_t need = static_cast<size_t>(rows_of(static_cast<int>(b))) * shapes_[b].columns;
     if (data_[b].size() < need) data_[b].resize(need);
   }
-  size_t codes = 0, units = 0;
-  for (const auto& op : program_)
-    for (const auto& part : op.parts) {
-      if (op.kind != Kind::linear || !quantized(part->matrix)) continue;
-      codes = std::max(codes, static_cast<size_t>(part->matrix.padded));
-      units = std::max(units, static_cast<size_t>(part->matrix.padded / part->matrix.unit));
-    }
-  // Members quantize a small step each for themselves, a large one together.
-  const size_t rows = s.rows < kSharedRows ? static_cast<size_t>(kSharedRows) * team_.size() : s.rows;
-  if (codes_.size() < rows * codes) codes_.resize(rows * codes);
-  if (scales_.size() < rows * units) scales_.resize(rows * units);
-  if (sums_.size() < rows * units) sums_.resize(rows * units);
+  // Members quantize few rows each for themselves, many together.
+  const size_t rows = std::max(kSharedRows * team_.size(), s.rows);
+  if (codes_.size() < rows * widest_) codes_.resize(rows * widest_);
+  if (scales_.size() < rows * most_units_) scales_.resize(rows * most_units_);
+  if (sums_.size() < rows * most_units_) sums_.resize(rows * most_units_);
   for (auto& counter : next_) counter.store(0, std::memory_order_relaxed);
   blocks_.clear();
   for (int begin = 0; begin < s.rows;) {
@@ -170,6 +165,12 @@ void Executor::row_wise(const Instruction& op, int r) {
   }
 }
 
+// Where the current linear's activations lie: one place for all, or one for each member, which may be a part ahead.
+Executor::Quantized Executor::quantized_rows(int rows, int member) {
+  const size_t base = rows >= kSharedRows ? 0 : static_cast<size_t>(member) * kSharedRows;
+  return {codes_.data() + base * widest_, scales_.data() + base * most_units_, sums_.data() + base * most_units_};
+}
+
 void Executor::linear(const Instruction& op, int member) {
   int column = op.column, unit = 0;
   const int rows = rows_of(op.in);
@@ -178,10 +179,11 @@ void Executor::linear(const Instruction& op, int member) {
     if (quantized(m) && m.unit != unit) {  // parts with the same unit share the quantized activations
       const bool shared = rows >= kSharedRows;
       if (shared && unit) team_.barrier();  // the last part's readers must be done
-      const int units = m.padded / m.unit, base = shared ? 0 : member * kSharedRows;
+      const Quantized to = quantized_rows(rows, member);
+      const int units = m.padded / m.unit;
       for (int r = shared ? member : 0; r < rows; r += shared ? team_.size() : 1)
-        tier_.quantize(row(op.in, r), m.columns, m.unit, codes_.data() + static_cast<size_t>(base + r) * m.padded,
-                       scales_.data() + static_cast<size_t>(base + r) * units, sums_.data() + static_cast<size_t>(base + r) * units);
+        tier_.quantize(row(op.in, r), m.columns, m.unit, to.codes + static_cast<size_t>(r) * m.padded,
+                       to.scales + static_cast<size_t>(r) * units, to.sums + static_cast<size_t>(r) * units);
       if (shared) team_.barrier();
       unit = m.unit;
     }
@@ -192,9 +194,8 @@ void Executor::linear(const Instruction& op, int member) {
 
 void Executor::linear_part(const Instruction& op, const Matrix& m, int column, std::atomic<int>& next, int member) {
   const int rows = rows_of(op.in), size = team_.size();
-  const int base = rows >= kSharedRows ? 0 : member * kSharedRows, units = quantized(m) ? m.padded / m.unit : 0;
-  const Activations activations = {codes_.data() + static_cast<size_t>(base) * m.padded, scales_.data() + static_cast<size_t>(base) * units,
-                                   sums_.data() + static_cast<size_t>(base) * units, m.padded, units};
+  const Quantized from = quantized_rows(rows, member);
+  const Activations activations = {from.codes, from.scales, from.sums, m.padded, quantized(m) ? m.padded / m.unit : 0};
   const float* bias = op.vector.empty() ? nullptr : op.vector.data() + (column - op.column);
   const Output out = {data_[op.out].data() + column, shapes_[op.out].columns, bias, op.accumulate};
   auto panels = [&](int begin, int end) {

@@ -47,6 +47,8 @@ class Executor {
 
  private:
   struct Block { int begin, end; };  // rows of one sequence that attend together
+  struct Quantized { int8_t* codes; float* scales; int32_t* sums; };
+  Quantized quantized_rows(int rows, int member);
   void check(const StepView& step) const;
   void prepare(const StepView& step);
   void execute(int member);
@@ -70,6 +72,7 @@ class Executor {
   StepView step_{};
   std::vector<Block> blocks_;
   std::vector<std::atomic<int>> next_;  // work counters of the instructions
+  size_t widest_ = 1, most_units_ = 1;  // columns and activation groups of the widest quantized linear
   std::vector<int8_t> codes_;           // activations quantized for the current linear
   std::vector<float> scales_;
   std::vector<int32_t> sums_;
