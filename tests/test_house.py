@@ -14,7 +14,9 @@ import freehold
 from freehold.cli import VERBS, app, reference
 
 ROOT = Path(__file__).parent.parent
-FORBIDDEN = re.compile(r"/work/(main|shared)|\.\./shared|/tmp/(models|wheels|oracle|tasks)|https?://(pypi\.org|download\.pytorch)")
+FORBIDDEN = re.compile(
+    r"/work/(main|shared)|\.\./shared|/tmp/(models|wheels|oracle|tasks)|https?://(pypi\.org|download\.pytorch)"
+)
 PLACEHOLDER = re.compile(r"\b(TODO|FIXME|XXX)\b(?!-MEASURE)")
 
 
@@ -40,7 +42,9 @@ def test_no_file_names_a_place_on_somebodys_machine_or_a_registry() -> None:
 def test_no_product_file_is_left_unfinished() -> None:
     product = [path for path in tracked() if path.is_relative_to(ROOT / "src")]
     assert product
-    assert [str(path) for path in product if PLACEHOLDER.search(path.read_text(encoding="utf-8", errors="replace"))] == []
+    assert [
+        str(path) for path in product if PLACEHOLDER.search(path.read_text(encoding="utf-8", errors="replace"))
+    ] == []
 
 
 def test_the_version_is_the_same_everywhere() -> None:
@@ -85,7 +89,9 @@ def test_every_make_target_on_a_page_exists(page: str) -> None:
     assert named and named <= targets
 
 
-@pytest.mark.parametrize("page", sorted(str(p.relative_to(ROOT)) for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")]))
+@pytest.mark.parametrize(
+    "page", sorted(str(p.relative_to(ROOT)) for p in [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+)
 def test_every_link_on_a_page_leads_somewhere(page: str) -> None:
     links = re.findall(r"\]\(([^)#]+)", (ROOT / page).read_text())
     missing = [link for link in links if "://" not in link and not ((ROOT / page).parent / link).exists()]

@@ -92,7 +92,12 @@ def wait_ready(url: str) -> None:
 
 def ask(base_url: str) -> str:
     """The model's answer to the question, over HTTP."""
-    body = {"model": COMPRESSED, "messages": [{"role": "user", "content": QUESTION}], "max_tokens": 48, "temperature": 0}
+    body = {
+        "model": COMPRESSED,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "max_tokens": 48,
+        "temperature": 0,
+    }
     request = urllib.request.Request(
         f"{base_url}/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
     )

@@ -41,7 +41,9 @@ class EngineSettings:
         choices=("auto", "reference", "portable", "avx2", "avx512", "amx"),
     )
     kv_dtype: str = _setting("int8", "Number format of the KV cache.", choices=("int8", "f16", "f32"))
-    kv_memory_mb: int = _setting(0, "Memory for the KV cache in MiB; 0 = a quarter of free memory, at most 4096.", minimum=0)
+    kv_memory_mb: int = _setting(
+        0, "Memory for the KV cache in MiB; 0 = a quarter of free memory, at most 4096.", minimum=0
+    )
     max_context: int = _setting(0, "Longest sequence in tokens; 0 = what the model allows.", minimum=0)
     max_batch: int = _setting(64, "Sequences that run at the same time.", minimum=1)
     max_step_tokens: int = _setting(512, "Tokens processed in one scheduler step (prefill chunk size).", minimum=1)
@@ -203,7 +205,8 @@ def _upstream(entry: Any, index: int, file: Path | None) -> UpstreamSettings:
 
 
 def _convert(raw: Any, wanted: Any, metadata: Mapping[str, Any], name: str, origin: str) -> Any:
-    problem = f"{name} from {origin}: expected {{}}, found {raw!r}"
+    shown = "a value that is not shown" if name.endswith("key") else repr(raw)
+    problem = f"{name} from {origin}: expected"
     if isinstance(wanted, types.UnionType):
         raise TypeError(f"{name}: unions are not settings")
     try:
@@ -214,12 +217,12 @@ def _convert(raw: Any, wanted: Any, metadata: Mapping[str, Any], name: str, orig
         else:
             value = raw
     except (ValueError, KeyError):
-        raise SettingError(problem.format(wanted.__name__)) from None
+        raise SettingError(f"{problem} {wanted.__name__}, found {shown}") from None
     if type(value) is not wanted:
-        raise SettingError(problem.format(wanted.__name__))
+        raise SettingError(f"{problem} {wanted.__name__}, found {shown}")
     choices, minimum = metadata.get("choices"), metadata.get("minimum")
     if choices and value not in choices:
-        raise SettingError(problem.format("one of " + ", ".join(choices)))
+        raise SettingError(f"{problem} one of {', '.join(choices)}, found {shown}")
     if minimum is not None and not value >= minimum:
-        raise SettingError(problem.format(f"at least {minimum}"))
+        raise SettingError(f"{problem} at least {minimum:g}, found {shown}")
     return value

@@ -29,7 +29,7 @@ def test_init_writes_once_and_replaces_only_when_forced(freehold: Run, tmp_path:
     file = tmp_path / "config" / "freehold" / "config.toml"
     assert freehold("config", "path").stdout.strip() == str(file)
     assert freehold("config", "init").returncode == 0
-    assert tomllib.loads(file.read_text()) == dict.fromkeys(SECTIONS, {})
+    assert tomllib.loads(file.read_text()) == {section: {} for section in SECTIONS}
     file.write_text("[engine]\nthreads = 2\n")
     refused = freehold("config", "init")
     assert refused.returncode == 2 and "--force" in refused.stderr
@@ -71,3 +71,11 @@ def test_check_of_a_missing_file_says_so(freehold: Run) -> None:
     done = freehold("config", "check", "--config", "nowhere.toml")
     assert done.returncode == 2
     assert "no settings file at nowhere.toml" in done.stderr
+
+
+def test_a_bad_key_is_refused_without_showing_it(freehold: Run, tmp_path: Path) -> None:
+    file = tmp_path / "config.toml"
+    file.write_text("[server]\napi_key = 918273645\n")
+    done = freehold("config", "check", "--config", str(file))
+    assert done.returncode == 2 and "server.api_key" in done.stderr
+    assert "918273645" not in done.stderr

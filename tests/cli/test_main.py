@@ -70,7 +70,9 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "code"), [(FormatError("bad magic", hint="fetch it again"), 3), (SettingError("no port"), 2)], ids=["3", "2"]
+    ("error", "code"),
+    [(FormatError("bad magic", hint="fetch it again"), 3), (SettingError("no port"), 2)],
+    ids=["3", "2"],
 )
 def test_an_error_of_ours_becomes_its_lines_and_its_exit_code(
     error: FreeholdError, code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

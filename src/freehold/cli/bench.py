@@ -18,8 +18,8 @@ from freehold.settings import Settings
 def command(model: str | None, settings: Settings, as_json: bool) -> None:
     """Measure a model's speed against this machine's limits.
 
-    MODEL is the `model` setting unless named. Read bandwidth and int8 peak are measured in the same run, and each speed is
-    given as tok/s and as a share of the limit that bounds it.
+    MODEL is the `model` setting unless named. Read bandwidth and int8 peak are measured in the same run, and each
+    speed is given as tok/s and as a share of the limit that bounds it.
     """
     from freehold.engine.bench import bench
     from freehold.formats import store

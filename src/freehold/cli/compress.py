@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 @click.argument("source")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Directory to write; see also --name.")
 @click.option("--name", help="Name in the store to write to. [default: SOURCE's name with -int4 or -int8]")
-@click.option("--bits", type=click.IntRange(4, 8), default=4, show_default=True, help="Bits of the linear layers: 4 or 8.")
+@click.option(
+    "--bits", type=click.IntRange(4, 8), default=4, show_default=True, help="Bits of the linear layers: 4 or 8."
+)
 @click.option("--group-size", type=int, help="Weights that share a scale: 32, 64 or 128.")
 @click.option("--force", is_flag=True, help="Replace what is there.")
 @as_json

@@ -14,7 +14,7 @@ from freehold.cli.output import emit, emit_json, say, table
 from freehold.errors import UsageError
 from freehold.settings import SECTIONS, Settings
 
-SECRET = "server.api_key"
+SECRET = "server.api_key"  # noqa: S105 - its name, not its value
 
 _at = click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="Settings file.")
 
@@ -95,8 +95,8 @@ def template() -> str:
 
 
 _UPSTREAM = [
-    "# A standby: any provider that speaks the OpenAI API. Its key stays out of this file: key_env names an environment",
-    "# variable, or key_file a file with mode 0600.",
+    "# A standby: any provider that speaks the OpenAI API. Its key stays out of this file: key_env names an",
+    "# environment variable, or key_file a file with mode 0600.",
     "# [[upstream]]",
     '# name = "standby"',
     '# base_url = "https://provider.example/v1"',

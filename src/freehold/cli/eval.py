@@ -26,18 +26,22 @@ DEFAULT_TOKENS = 20_480  # 40 windows of 512: the mean of the divergence moves b
 @click.argument("original")
 @click.argument("compressed")
 @click.option("--text", type=click.Path(exists=True, dir_okay=False, path_type=Path), help="UTF-8 text to measure on.")
-@click.option("--max-tokens", type=click.IntRange(min=0), default=DEFAULT_TOKENS, show_default=True, help="0 = the whole text.")
+@click.option(
+    "--max-tokens", type=click.IntRange(min=0), default=DEFAULT_TOKENS, show_default=True, help="0 = the whole text."
+)
 @as_json
 def command(original: str, compressed: str, text: Path | None, max_tokens: int, as_json: bool) -> None:
     """Compare a compressed model with its original.
 
-    Perplexity of both, mean and 99th percentile of the KL divergence from ORIGINAL to COMPRESSED, how often both hold the
-    same token most likely, bits per weight, and the size ratio. Without --text: the help topics that come with Python.
+    Perplexity of both, mean and 99th percentile of the KL divergence from ORIGINAL to COMPRESSED, how often both hold
+    the same token most likely, bits per weight, and the size ratio. Without --text: the help topics of Python.
     """
     from freehold.engine.evaluate import evaluate
     from freehold.formats import load_tokenizer, store
 
-    words, source = (_read(text), str(text)) if text else (help_topics(), f"pydoc_data.topics, Python {platform.python_version()}")
+    words, source = (
+        (_read(text), str(text)) if text else (help_topics(), f"pydoc_data.topics, Python {platform.python_version()}")
+    )
     with progress() as bar:
         first, second = (store.resolve(reference, progress=bar) for reference in (original, compressed))
         ids = load_tokenizer(first).encode(words, special=False)
@@ -57,7 +61,9 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UsageError(f"{path} must be UTF-8 text, found byte {error.object[error.start]:#04x} at {error.start}") from None
+        raise UsageError(
+            f"{path} must be UTF-8 text, found byte {error.object[error.start]:#04x} at {error.start}"
+        ) from None
 
 
 def _report(facts: dict[str, Any], result: Evaluation, as_json: bool) -> None:
@@ -67,5 +73,8 @@ def _report(facts: dict[str, Any], result: Evaluation, as_json: bool) -> None:
     if as_json:
         emit_json(report)
     else:
-        rows = [(key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value)) for key, value in report.items()]
+        rows = [
+            (key.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else str(value))
+            for key, value in report.items()
+        ]
         emit(table(rows, ("MEASURE", "VALUE")))

@@ -58,7 +58,9 @@ class Verbs(click.Group):
         with formatter.section("Verbs"):
             formatter.write_dl(list(VERBS.items()))
 
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         """As click's, but an unknown verb brings the nearest known one along."""
         if args and args[0] not in VERBS and not args[0].startswith("-"):
             import difflib
@@ -86,7 +88,8 @@ class Verbs(click.Group):
 def app(debug: bool) -> None:
     """Own your AI instead of renting it.
 
-    Compress an open model, serve it from your own machine behind the OpenAI API, and keep closed providers as a standby.
+    Compress an open model, serve it from your own machine behind the OpenAI API, and keep closed providers as a
+    standby.
     """
 
 
@@ -106,7 +109,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     except FreeholdError as error:
         code = _complain(error.message, error.hint, error.exit_code, words)
     except Exception as error:
-        hint = "this is a bug of ours; please report it with the output of the same command run as `freehold --debug ...`"
+        hint = (
+            "this is a bug of ours; please report it with the output of the same command run as `freehold --debug ...`"
+        )
         code = _complain(f"unexpected {type(error).__name__}: {error}", hint, BUG, words)
     sys.exit(code if isinstance(code, int) else 0)
 

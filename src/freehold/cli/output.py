@@ -64,7 +64,7 @@ def size(count: int | float) -> str:
 
 @contextmanager
 def progress() -> Iterator[Progress]:
-    """A callback `(done, total or None, what)` that draws a bar on stderr, when that is a terminal and work takes long."""
+    """A callback `(done, total or None, what)`: draws a bar on stderr if that is a terminal and the work takes long."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
         yield lambda done, total, what: None
         return

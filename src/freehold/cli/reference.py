@@ -1,12 +1,11 @@
 """`docs/reference.md`, written from the verbs' help and the settings' fields; a test holds the two equal.
 
-    python -m freehold.cli.reference docs/reference.md    writes the page
+python -m freehold.cli.reference docs/reference.md    writes the page
 """
 
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from pathlib import Path
 
@@ -18,8 +17,9 @@ from freehold.settings import SECTIONS, env_name
 
 HEAD = """# Reference
 
-Written from the code by `make reference`; don't edit. Data goes to stdout, words to stderr; `--json` makes a verb's report
-machine-readable; `NO_COLOR` is honoured.
+Written from the code by `make reference`; don't edit. Data goes to stdout, words to stderr; `--json` makes a verb's
+report machine-readable; `NO_COLOR` is honoured. Beside the settings, `FREEHOLD_CONFIG` names the settings file,
+`FREEHOLD_HOME` the directory of the store, and `FREEHOLD_DEBUG=1` does what `--debug` does.
 
 | exit code | meaning |
 |---|---|
@@ -46,7 +46,9 @@ def page() -> str:
 
 
 def _settings() -> str:
-    lines = ["From a TOML file (`freehold config init` writes one), the environment, or a flag of the verbs that use it.\n"]
+    lines = [
+        "From a TOML file (`freehold config init` writes one), the environment, or a flag of the verbs that use it.\n"
+    ]
     for section, cls in SECTIONS.items():
         lines += [f"### [{section}]\n", (cls.__doc__ or "").strip() + "\n"]
         lines += ["| setting | environment | default | meaning |", "|---|---|---|---|"]
@@ -77,7 +79,8 @@ def _option(option: click.Option) -> str:
         value = " " + "\\|".join(option.type.choices)
     elif not option.is_flag:
         value = " " + (option.metavar or option.type.name.upper())
-    return f"| `{', '.join(option.opts)}{value}` | {(option.help or '').replace('|', '\\|')} |"
+    text = (option.help or "").replace("|", "\\|")
+    return f"| `{', '.join(option.opts)}{value}` | {text} |"
 
 
 def main() -> None:
@@ -86,7 +89,7 @@ def main() -> None:
         target = Path(sys.argv[1])
         partial = target.with_name(target.name + ".partial")
         partial.write_text(page(), encoding="utf-8")
-        os.replace(partial, target)
+        partial.replace(target)
     else:
         sys.stdout.write(page())
 

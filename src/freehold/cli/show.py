@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import click
-import msgspec
 
 from freehold.cli.options import as_json
 from freehold.cli.output import emit, emit_json, size, table
@@ -23,6 +22,8 @@ def command(model: str, as_json: bool) -> None:
     if as_json:
         emit_json(card)
         return
+    import msgspec
+
     facts = msgspec.to_builtins(card, enc_hook=str)
     rows = [(key.replace("_", " "), _words(key, value)) for key, value in facts.items() if value is not None]
     emit(table(rows, ("", "")).lstrip("\n"))

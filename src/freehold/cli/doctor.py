@@ -1,0 +1,156 @@
+"""`freehold doctor`: what was found on this machine, what was chosen, and why. Keys are told to be there, never shown.
+
+Each check is a function that yields findings; a finding that is not good makes the exit code 1.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+
+from freehold import __version__
+from freehold.cli.options import as_json, with_settings
+from freehold.cli.output import emit, emit_json, size, table
+from freehold.errors import FreeholdError
+from freehold.settings import Settings
+
+LOW_MEMORY = 1 << 30  # less than this free, and even the built-in model with its KV cache gets tight
+LOW_DISK = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of the report: what was found or chosen, why, and whether it is as it should be."""
+
+    topic: str
+    value: str
+    reason: str = ""
+    good: bool = True
+
+
+@click.command("doctor")
+@with_settings("engine.threads", "engine.isa")
+@as_json
+def command(settings: Settings, as_json: bool) -> None:
+    """Check this machine and say what was chosen and why.
+
+    Exit code 1 when something is wrong. Keys are only ever said to be present or missing.
+    """
+    findings = [finding for check in CHECKS for finding in _guarded(check, settings)]
+    bad = [finding for finding in findings if not finding.good]
+    if as_json:
+        emit_json({"good": not bad, "findings": findings})
+    else:
+        rows = [("ok" if f.good else "WRONG", f.topic, f.value, f.reason) for f in findings]
+        emit(table(rows, ("", "TOPIC", "FOUND", "WHY")))
+    if bad:
+        raise click.exceptions.Exit(1)
+
+
+def _guarded(check: Callable[[Settings], Iterator[Finding]], settings: Settings) -> Iterator[Finding]:
+    """The check's findings; an error of ours is one of them, not the end of the report."""
+    try:
+        yield from check(settings)
+    except FreeholdError as error:
+        yield Finding(check.__name__.strip("_"), error.message, error.hint or "", good=False)
+
+
+def _python(settings: Settings) -> Iterator[Finding]:
+    version = ".".join(map(str, sys.version_info[:3]))
+    yield Finding("freehold", __version__, f"Python {version} at {sys.executable}")
+
+
+def _kernels(settings: Settings) -> Iterator[Finding]:
+    try:
+        from freehold.kernels import cpu
+
+        found = cpu.features()
+    except ImportError as error:
+        yield Finding("kernels", "not loaded", f"{error}; build them with `make install`", good=False)
+        return
+    present = " ".join(name for name, there in found.items() if there)
+    yield Finding("cpu", present or "no vector features", "of those the kernels ask for")
+    choice = cpu.choose_tier(settings.engine.isa)
+    yield Finding("isa", choice.value, choice.reason)
+    threads, reason = cpu.choose_threads(settings.engine.threads)
+    yield Finding("threads", str(threads), reason)
+
+
+def _memory(settings: Settings) -> Iterator[Finding]:
+    from freehold.engine.memory import free_memory
+
+    free = free_memory()
+    reason = "the machine's available memory, or what the cgroup leaves"
+    yield Finding("memory", f"{size(free)} free", reason, good=free >= LOW_MEMORY)
+
+
+def _store(settings: Settings) -> Iterator[Finding]:
+    from freehold.formats import store
+
+    models = store.list_models()
+    home = store.home()
+    existing = next(path for path in (home, *home.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    writable = os.access(existing, os.W_OK)
+    why = "FREEHOLD_HOME" if os.environ.get("FREEHOLD_HOME") else "default place"
+    yield Finding("store", str(home), why if writable else f"{existing} can't be written", good=writable)
+    yield Finding("disk", f"{size(free)} free", f"at {existing}", good=free >= LOW_DISK)
+    yield Finding("models", str(len(models)), ", ".join(model.name for model in models[:8]))
+
+
+def _hub(settings: Settings) -> Iterator[Finding]:
+    token = bool(os.environ.get("HF_TOKEN")) or _hub_home().joinpath("token").is_file()
+    yield Finding("hub token", "present" if token else "none", "needed for gated models only")
+    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+        yield Finding("hub", "offline", "HF_HUB_OFFLINE is set: only cached models are found")
+
+
+def _hub_home() -> Path:
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    return Path(os.environ.get("HF_HOME") or cache / "huggingface").expanduser()
+
+
+def _server(settings: Settings) -> Iterator[Finding]:
+    server = settings.server
+    where = f"{server.host}:{server.port}"
+    loopback = server.host in ("127.0.0.1", "::1", "localhost")
+    key = "clients must send a key" if server.api_key else "no key asked"
+    if not loopback and not server.api_key:
+        yield Finding("server", where, "reachable from outside without a key: set FREEHOLD_API_KEY", good=False)
+        return
+    yield Finding("server", where, key + ("; port in use" if _taken(server.host, server.port) else ""))
+
+
+def _taken(host: str, port: int) -> bool:
+    """Whether something answers there already (our own server, perhaps: not wrong by itself)."""
+    try:
+        socket.create_connection((host, port), timeout=0.5).close()
+    except OSError:
+        return False
+    return True
+
+
+def _standbys(settings: Settings) -> Iterator[Finding]:
+    from freehold.gateway.backends.keys import read_key
+
+    if not settings.upstreams:
+        yield Finding("standby", "none", "when the engine can't answer, nobody can; `freehold config init` shows how")
+    for upstream in settings.upstreams:
+        source = upstream.key_env or upstream.key_file
+        try:
+            key = read_key(upstream)
+        except FreeholdError as error:
+            yield Finding(f"standby {upstream.name}", "key missing", f"{error.message}. {error.hint or ''}", good=False)
+        else:
+            found = f"key present ({source})" if key else "no key"
+            yield Finding(f"standby {upstream.name}", found, f"{upstream.model or 'any model'} at {upstream.base_url}")
+
+
+CHECKS = (_python, _kernels, _memory, _store, _hub, _server, _standbys)
