@@ -1,0 +1,128 @@
+"""The door: request ids, keys, where a browser may come from, and one structured line in the log per request.
+
+Pure ASGI around the application. Knows no dialect but OpenAI's error envelope; never logs a header or a body.
+"""
+
+from __future__ import annotations
+
+import hmac
+import logging
+import time
+import uuid
+from urllib.parse import urlsplit
+
+import msgspec
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from freehold.gateway.dialects.errors import INVALID, Envelope
+from freehold.gateway.service import Record
+
+log = logging.getLogger("freehold.access")
+
+LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
+OPEN_PATHS = frozenset({"/health"})
+
+
+class Door:
+    """Lets requests in.
+
+    Args:
+        api_key: what clients must send as `Authorization: Bearer` or `x-api-key`; empty = no key, loopback only.
+    """
+
+    def __init__(self, app: ASGIApp, *, api_key: str) -> None:
+        self._app = app
+        self._key = api_key.encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request: checked, answered, logged."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        status, began = 0, time.monotonic()
+
+        async def reply(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        try:
+            refusal = self._refusal(Headers(scope=scope), scope["path"])
+            if refusal is None:
+                await self._app(scope, receive, reply)
+            else:
+                await send_envelope(refusal, reply)
+        finally:
+            _write(scope, request_id, status, time.monotonic() - began)
+
+    def _refusal(self, headers: Headers, path: str) -> Envelope | None:
+        if path in OPEN_PATHS:
+            return None
+        return self._check_key(headers) if self._key else _check_browser(headers)
+
+    def _check_key(self, headers: Headers) -> Envelope | None:
+        scheme, _, token = headers.get("authorization", "").partition(" ")
+        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        if not given:
+            text = "You didn't provide an API key. Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+            return Envelope(401, text, INVALID, headers={"www-authenticate": "Bearer"})
+        if hmac.compare_digest(given.encode("latin-1", "replace"), self._key):
+            return None
+        text = "Incorrect API key provided."
+        return Envelope(401, text, INVALID, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+
+
+def _check_browser(headers: Headers) -> Envelope | None:
+    """Without a key, any web page the user opens could reach this server: only loopback names and origins may.
+
+    A foreign Host is DNS rebinding, a foreign Origin a cross-site request.
+    """
+    for name, url in (("Host", "//" + headers.get("host", "")), ("Origin", headers.get("origin", ""))):
+        if url and _hostname(url) not in LOOPBACK:
+            text = f"{name} is not a loopback name. Set an api_key to serve other hosts."
+            return Envelope(403, text, INVALID, code="forbidden_origin")
+    return None
+
+
+def _hostname(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None
+
+
+async def send_envelope(envelope: Envelope, send: Send) -> None:
+    """Sends an error as a whole response."""
+    body = envelope.body()
+    headers = [(name.encode(), value.encode("latin-1")) for name, value in envelope.headers.items()]
+    headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": envelope.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def _write(scope: Scope, request_id: str, status: int, seconds: float) -> None:
+    record: Record | None = scope["state"].get("record")
+    line: dict[str, object] = {
+        "request_id": request_id,
+        "method": scope["method"],
+        "path": scope["path"],
+        "status": status or None,
+        "ms": round(seconds * 1000, 1),
+    }
+    if record is not None:
+        line |= {
+            "backend": record.backend,
+            "model": record.model,
+            "reason": record.reason,
+            "ttft_ms": None if record.ttft is None else round(record.ttft * 1000, 1),
+            "prompt_tokens": record.prompt_tokens,
+            "completion_tokens": record.completion_tokens,
+            "finished": record.finished,
+            "failure": record.failure,
+        }
+    log.info("%s", msgspec.json.encode(line).decode())

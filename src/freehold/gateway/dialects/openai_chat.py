@@ -1,0 +1,323 @@
+"""OpenAI Chat Completions (https://platform.openai.com/docs/api-reference/chat): bodies to requests, events to chunks.
+
+Knows the wire format only: no model, no backend, no socket.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from freehold.gateway.conversation import (
+    Event,
+    Failed,
+    Finished,
+    ImagePart,
+    Part,
+    ReasoningDelta,
+    Request,
+    Role,
+    Started,
+    TextDelta,
+    TextPart,
+    TokenLogprob,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+    Turn,
+    Usage,
+)
+from freehold.gateway.dialects import Dialect
+from freehold.gateway.dialects import body as bodies
+from freehold.gateway.dialects.openai_fields import DONE, SharedFields, ToolChoice, failure, sse, usage
+from freehold.gateway.failures import RequestError
+
+
+class ImageUrl(msgspec.Struct):
+    """An image by URL."""
+
+    url: str
+    detail: str | None = None
+
+
+class ContentPart(msgspec.Struct):
+    """One part of a message's content."""
+
+    type: str
+    text: str | None = None
+    refusal: str | None = None
+    image_url: ImageUrl | None = None
+
+
+class FunctionCall(msgspec.Struct):
+    """A function call as the assistant wrote it."""
+
+    name: str
+    arguments: str = ""
+
+
+class MessageToolCall(msgspec.Struct):
+    """A tool call in an assistant message."""
+
+    id: str
+    function: FunctionCall
+
+
+class Message(msgspec.Struct):
+    """One message."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[ContentPart] | None = None
+    name: str | None = None
+    tool_calls: list[MessageToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class FunctionSpec(msgspec.Struct):
+    """A function the model may call."""
+
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ToolSpec(msgspec.Struct):
+    """A tool."""
+
+    type: Literal["function"]
+    function: FunctionSpec
+
+
+class ChatBody(SharedFields, kw_only=True):
+    """The body of POST /v1/chat/completions."""
+
+    messages: Annotated[list[Message], msgspec.Meta(min_length=1)]
+    max_tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] | None = None
+    max_completion_tokens: Annotated[int, msgspec.Meta(ge=1, le=1 << 31)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
+    tools: list[ToolSpec] | None = None
+    tool_choice: ToolChoice | dict[str, Any] | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: dict[str, Any] | None = None
+
+
+def decode(body: bytes, request_id: str) -> tuple[Request, ChatEncoder]:
+    """A body as a neutral request, and the encoder that answers it.
+
+    Raises:
+        RequestError: names the field at fault.
+    """
+    fields = bodies.decode(body, ChatBody)
+    if fields.top_logprobs is not None and not fields.logprobs:
+        raise RequestError("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs", code="invalid_value")
+    include_usage = fields.check_stream_options()
+    request = Request(
+        id=request_id,
+        model=fields.model,
+        turns=tuple(_turn(message, i) for i, message in enumerate(fields.messages)),
+        sampling=fields.sampling(),
+        stop=fields.stops(),
+        n=fields.n or 1,
+        logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
+        max_tokens=fields.max_completion_tokens or fields.max_tokens,
+        tools=tuple(_tool(tool) for tool in fields.tools or ()),
+        tool_choice=fields.tool_choice,
+        parallel_tool_calls=fields.parallel_tool_calls,
+        response_format=fields.response_format,
+        user=fields.user,
+        stream=bool(fields.stream),
+    )
+    return request, ChatEncoder(request, include_usage)
+
+
+def _turn(message: Message, index: int) -> Turn:
+    where = f"messages[{index}]"
+    calls = tuple(ToolCall(c.id, c.function.name, c.function.arguments) for c in message.tool_calls or ())
+    if message.content is None and message.role != "assistant":
+        raise RequestError(
+            f"Invalid type for '{where}.content': expected a string or an array, but got null instead.",
+            param=f"{where}.content",
+            code="invalid_type",
+        )
+    if message.role == "tool" and message.tool_call_id is None:
+        param = f"{where}.tool_call_id"
+        raise RequestError(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    role: Role = "system" if message.role == "developer" else message.role
+    return Turn(role, _parts(message.content, where), message.name, calls, message.tool_call_id)
+
+
+def _parts(content: str | list[ContentPart] | None, where: str) -> tuple[Part, ...]:
+    if content is None:
+        return ()
+    if isinstance(content, str):
+        return (TextPart(content),)
+    return tuple(_part(part, f"{where}.content[{i}]") for i, part in enumerate(content))
+
+
+def _part(part: ContentPart, where: str) -> Part:
+    match part:
+        case ContentPart(type="text", text=str(text)) | ContentPart(type="refusal", refusal=str(text)):
+            return TextPart(text)
+        case ContentPart(type="image_url", image_url=ImageUrl(url=url, detail=detail)):
+            return ImagePart(url, detail)
+        case ContentPart(type="text" | "refusal" | "image_url" as kind):
+            param = f"{where}.{kind}"
+            raise RequestError(
+                f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
+            )
+    raise RequestError(
+        f"Invalid value: {part.type[:50]!r}. Supported values are: 'text', 'image_url' and 'refusal'.",
+        param=f"{where}.type",
+        code="invalid_value",
+    )
+
+
+def _tool(tool: ToolSpec) -> Tool:
+    spec = tool.function
+    return Tool(spec.name, spec.description, spec.parameters, spec.strict)
+
+
+@dataclass(slots=True)
+class _Choice:
+    """What one choice of a whole answer adds up to."""
+
+    text: list[str] = field(default_factory=list)
+    reasoning: list[str] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    calls: dict[int, dict[str, Any]] = field(default_factory=dict)
+    finish: str | None = None
+
+
+class ChatEncoder:
+    """Events as `chat.completion.chunk`s or one `chat.completion`."""
+
+    def __init__(self, request: Request, include_usage: bool) -> None:
+        self._id = "chatcmpl-" + request.id
+        self._created = int(time.time())
+        self._include_usage = include_usage
+        self._logprobs = request.logprobs is not None
+        self._choices = request.choices
+        self._model = request.model
+        self._fingerprint: str | None = None
+
+    def chunk(self, event: Event) -> bytes:
+        """One event as SSE; the role comes first for every index, the usage last."""
+        match event:
+            case Started():
+                self._note(event)
+                delta = {"role": "assistant", "content": "", "refusal": None}
+                return b"".join(self._delta(index, delta) for index in range(self._choices))
+            case TextDelta():
+                return self._delta(event.index, {"content": event.text}, event.logprobs)
+            case ReasoningDelta():
+                return self._delta(event.index, {"reasoning_content": event.text})
+            case ToolCallDelta():
+                return self._delta(event.index, {"tool_calls": [_call_delta(event)]})
+            case Finished():
+                return self._delta(event.index, {}, finish=event.reason)
+            case Usage():
+                return (
+                    sse(self._head("chat.completion.chunk") | {"choices": [], "usage": usage(event)})
+                    if (self._include_usage)
+                    else b""
+                )
+            case Failed():
+                return failure(event)
+
+    def end(self) -> bytes:
+        """The closing mark."""
+        return DONE
+
+    def whole(self, events: Sequence[Event]) -> bytes:
+        """All events as one `chat.completion`."""
+        choices = [_Choice() for _ in range(self._choices)]
+        tokens = Usage(0, 0)
+        for event in events:
+            match event:
+                case Started():
+                    self._note(event)
+                case Usage():
+                    tokens = event
+                case Failed():
+                    raise event.error
+                case _:
+                    _add(choices[event.index], event)
+        body = self._head("chat.completion")
+        body["choices"] = [self._choice(index, choice) for index, choice in enumerate(choices)]
+        body["usage"] = usage(tokens)
+        return msgspec.json.encode(body)
+
+    def _note(self, event: Started) -> None:
+        self._model, self._fingerprint = event.model, event.fingerprint
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        return {
+            "id": self._id,
+            "object": kind,
+            "created": self._created,
+            "model": self._model,
+            "system_fingerprint": self._fingerprint,
+        }
+
+    def _delta(
+        self, index: int, delta: dict[str, Any], logprobs: Sequence[TokenLogprob] = (), finish: str | None = None
+    ) -> bytes:
+        shown = {"content": [_logprob(token) for token in logprobs], "refusal": None} if logprobs else None
+        choice = {"index": index, "delta": delta, "logprobs": shown, "finish_reason": finish}
+        body = self._head("chat.completion.chunk") | {"choices": [choice]}
+        return sse(body | {"usage": None} if self._include_usage else body)
+
+    def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
+        text = "".join(choice.text)
+        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
+        if choice.reasoning:
+            message["reasoning_content"] = "".join(choice.reasoning)
+        if choice.calls:
+            message["tool_calls"] = [choice.calls[i] for i in sorted(choice.calls)]
+            message["content"] = text or None
+        tokens = {"content": [_logprob(token) for token in choice.logprobs], "refusal": None}
+        return {
+            "index": index,
+            "message": message,
+            "logprobs": tokens if self._logprobs else None,
+            "finish_reason": choice.finish,
+        }
+
+
+def _add(choice: _Choice, event: TextDelta | ReasoningDelta | ToolCallDelta | Finished) -> None:
+    match event:
+        case TextDelta():
+            choice.text.append(event.text)
+            choice.logprobs.extend(event.logprobs)
+        case ReasoningDelta():
+            choice.reasoning.append(event.text)
+        case ToolCallDelta():
+            empty = {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
+            call = choice.calls.setdefault(event.call, empty)
+            call["id"] = event.id or call["id"]
+            call["function"]["name"] += event.name or ""
+            call["function"]["arguments"] += event.arguments
+        case Finished():
+            choice.finish = event.reason
+
+
+def _call_delta(event: ToolCallDelta) -> dict[str, Any]:
+    function: dict[str, Any] = {"arguments": event.arguments}
+    if event.name is not None:
+        function["name"] = event.name
+    first = {"id": event.id, "type": "function"} if event.id is not None else {}
+    return {"index": event.call, **first, "function": function}
+
+
+def _logprob(token: TokenLogprob) -> dict[str, Any]:
+    top = [{"token": t.text, "logprob": t.logprob, "bytes": list(t.bytes)} for t in token.top]
+    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes), "top_logprobs": top}
+
+
+DIALECT = Dialect(decode, "messages")

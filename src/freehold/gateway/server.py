@@ -1,0 +1,152 @@
+"""The server process: binds, serves with uvicorn, says when it is ready, drains when told to stop.
+
+Knows sockets, signals and the log; nothing of requests.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ipaddress
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import uvicorn
+
+from freehold.errors import FreeholdError, SettingError
+from freehold.gateway.app import create_app
+from freehold.gateway.service import Gateway
+from freehold.settings import ServerSettings, Settings
+
+DRAIN_SECONDS = 30
+"""How long running answers may take to end after a stop signal."""
+
+log = logging.getLogger("freehold.gateway")
+
+
+def serve(settings: Settings, *, progress: Any = None, announce: Callable[[str], None] | None = None) -> None:
+    """Serves until SIGINT or SIGTERM.
+
+    Args:
+        settings: what is served, and where.
+        progress: a `formats.store.Progress` that is told about downloads.
+        announce: gets each line for the user; stderr when None.
+
+    Raises:
+        SettingError: an address others can reach, without a key; or one that can't be bound.
+        FreeholdError: the model can't be found or loaded.
+    """
+    check_reach(settings.server)
+    with bind(settings.server) as listener:
+        gateway = Gateway.build(settings, progress=progress)
+        asyncio.run(serve_on(listener, settings, gateway, announce or _to_stderr))
+
+
+class _Server(uvicorn.Server):
+    """uvicorn that tells when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, then says so."""
+        await super().startup(sockets)
+        self.listening.set()
+
+
+async def serve_on(
+    listener: socket.socket, settings: Settings, gateway: Gateway, announce: Callable[[str], None]
+) -> None:
+    """Serves on a socket that is already bound; returns after draining."""
+    app = create_app(settings, gateway)
+    config = uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_SECONDS
+    )
+    server = _Server(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        await _announce_when_ready(server, serving, app.state, listener.getsockname()[1], settings.server, announce)
+    except FreeholdError:
+        server.should_exit = True
+        await serving
+        raise
+    await serving
+
+
+async def _announce_when_ready(
+    server: _Server,
+    serving: asyncio.Task[None],
+    state: Any,
+    port: int,
+    settings: ServerSettings,
+    announce: Callable[[str], None],
+) -> None:
+    """Waits for the model and prints what to paste; raises what loading raised."""
+    listening = asyncio.create_task(server.listening.wait())
+    await asyncio.wait([serving, listening], return_when=asyncio.FIRST_COMPLETED)
+    listening.cancel()
+    if serving.done():
+        return
+    await asyncio.wait([serving, state.starting], return_when=asyncio.FIRST_COMPLETED)
+    if state.starting.done() and not state.starting.cancelled():
+        state.starting.result()
+        for line in invitation(settings, port):
+            announce(line)
+
+
+def invitation(settings: ServerSettings, port: int) -> list[str]:
+    """The lines a user pastes to point an OpenAI client here."""
+    host = settings.host
+    if host in ("0.0.0.0", "::", ""):  # noqa: S104  (compared, not bound)
+        host = socket.gethostname()
+    shown = f"[{host}]" if ":" in host else host
+    key = "..." if settings.api_key else "none"  # SDKs refuse to start without one
+    return [f"export OPENAI_BASE_URL=http://{shown}:{port}/v1", f"export OPENAI_API_KEY={key}"]
+
+
+def check_reach(settings: ServerSettings) -> None:
+    """Refuses to serve other machines without a key."""
+    if settings.api_key or _is_loopback(settings.host):
+        return
+    raise SettingError(
+        f"server.host {settings.host!r} can be reached by others, but no api_key is set",
+        hint="set FREEHOLD_API_KEY, or listen on 127.0.0.1",
+    )
+
+
+def bind(settings: ServerSettings) -> socket.socket:
+    """A listening socket; port 0 picks a free one."""
+    where = f"{settings.host}:{settings.port}"
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        listener = socket.socket(family, kind)
+    except (OSError, OverflowError, UnicodeError) as error:
+        raise SettingError(f"can't listen on {where}: {error}") from None
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+        listener.listen(2048)
+        listener.setblocking(False)
+    except OSError as error:
+        listener.close()
+        hint = "another server may be running there; choose another --port (0 = any free one)"
+        raise SettingError(f"can't listen on {where}: {error.strerror}", hint=hint) from None
+    return listener
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,231 @@
+"""The gateway without HTTP: settings in, answered requests out. `freehold run` uses it in process, `app.py` over HTTP.
+
+Owns the backends' lives and measures every exchange. Knows no dialect and no web server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from freehold.engine.process import EngineProcess
+from freehold.gateway.backends import Backend
+from freehold.gateway.backends.local import LocalBackend, load_text_side
+from freehold.gateway.backends.openai import OpenAIBackend
+from freehold.gateway.conversation import (
+    Event,
+    Failed,
+    Finished,
+    ReasoningDelta,
+    Request,
+    Started,
+    TextDelta,
+    ToolCallDelta,
+    Usage,
+)
+from freehold.gateway.failures import kind_of
+from freehold.gateway.metrics import Metrics
+from freehold.gateway.relay import Exchange, Relay
+from freehold.gateway.router import Router
+from freehold.settings import EngineSettings, GuardSettings, Settings
+
+
+@dataclass(slots=True)
+class Record:
+    """What is known about one exchange; complete when its events have ended. Times in seconds."""
+
+    request_id: str
+    asked_model: str
+    backend: str = ""
+    model: str = ""
+    reason: str = ""
+    dropped: tuple[str, ...] = ()
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    ttft: float | None = None
+    seconds: float | None = None
+    finished: list[str] = field(default_factory=list)
+    failure: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """The events of a committed exchange, and the record that fills as they are read. Close `events` if you leave."""
+
+    record: Record
+    events: AsyncGenerator[Event, None]
+
+
+class Gateway:
+    """Backends, router, relay and metrics.
+
+    Args:
+        core: the local engine as a backend; None to run on upstreams alone.
+        standbys: upstreams in order of preference.
+        guards: time limits.
+    """
+
+    def __init__(
+        self,
+        core: LocalBackend | None,
+        standbys: Sequence[Backend] = (),
+        guards: GuardSettings | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.core = core
+        self.router = Router(core, standbys, clock=clock)
+        self.metrics = Metrics(None if core is None else lambda: core.engine.stats)
+        self.relay = Relay(self.router, guards or GuardSettings(), self.metrics.failover)
+        self.created = int(time.time())
+
+    @classmethod
+    def build(cls, settings: Settings, *, progress: Any = None) -> Gateway:
+        """A gateway as the settings say; fetches the model if needed, but starts nothing yet.
+
+        Args:
+            progress: a `formats.store.Progress` that is told about downloads.
+
+        Raises:
+            FreeholdError: no such model, a broken tokenizer, a missing key.
+        """
+        standbys = [OpenAIBackend(upstream, settings.guards) for upstream in settings.upstreams]
+        return cls(load_core(settings.engine, progress=progress), standbys, settings.guards)
+
+    async def start(self) -> None:
+        """Starts every backend; returns when all are ready. Standbys can be used before that."""
+        for backend in reversed(self.router.backends):
+            await backend.start()
+
+    async def close(self) -> None:
+        """Stops every backend."""
+        for backend in self.router.backends:
+            await backend.close()
+
+    async def __aenter__(self) -> Gateway:
+        try:
+            await self.start()
+        except BaseException:
+            await self.close()
+            raise
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self.close()
+
+    def health(self) -> dict[str, Any]:
+        """`status` is `ok`, `degraded` (a standby answers for the core) or the core's state; then each backend."""
+        states = [
+            {"name": b.name, "model": b.model, "state": b.state, "cooling": self.router.cooling(b)}
+            for b in self.router.backends
+        ]
+        if self.core is None or self.core.state == "ready":
+            status = "ok"
+        else:
+            status = "degraded" if any(s.model for s in self.router.standbys) else self.core.state
+        return {"status": status, "backends": states}
+
+    async def answer(self, request: Request) -> Answer:
+        """The first backend's answer that commits.
+
+        Raises:
+            FreeholdError: the request is wrong, or nobody could answer.
+        """
+        record, began = Record(request.id, request.model), asyncio.get_running_loop().time()
+        try:
+            exchange = await self.relay.open(request)
+        except BaseException as error:
+            self.metrics.request_failure.labels("none", _reason(error)).inc()
+            raise
+        record.backend, record.model, record.reason = exchange.backend, exchange.model, exchange.reason
+        record.dropped = exchange.dropped
+        return Answer(record, self._measured(exchange, record, began))
+
+    async def _measured(self, exchange: Exchange, record: Record, began: float) -> AsyncGenerator[Event, None]:
+        """The events, counted and timed as they pass."""
+        meter = _Meter(self.metrics, record, began, iter(exchange.arrivals))
+        try:
+            async with aclosing(exchange.events):
+                async for event in exchange.events:
+                    meter.note(event)
+                    yield event
+        finally:
+            meter.settle()
+
+
+class _Meter:
+    """Fills the record and the metrics as events pass.
+
+    Args:
+        arrivals: when the first pieces of content came, for those that were held until the commitment.
+    """
+
+    def __init__(self, metrics: Metrics, record: Record, began: float, arrivals: Iterator[float]) -> None:
+        self._metrics = metrics
+        self._record = record
+        self._began = began
+        self._arrivals = arrivals
+        self._latest: dict[int, float] = {}  # by choice
+
+    def note(self, event: Event) -> None:
+        """Takes one event into account."""
+        record = self._record
+        match event:
+            case TextDelta() | ReasoningDelta() | ToolCallDelta():
+                self._content(event.index, self._now())
+            case Finished():
+                self._now()
+                record.finished.append(event.reason)
+            case Started():
+                record.model = event.model
+            case Usage():
+                record.prompt_tokens, record.completion_tokens = event.prompt_tokens, event.completion_tokens
+            case Failed():
+                record.failure = kind_of(event.error)
+
+    def settle(self) -> None:
+        """Counts an exchange that has ended, well or not."""
+        record, name = self._record, self._record.backend
+        record.seconds = asyncio.get_running_loop().time() - self._began
+        self._metrics.prompt_tokens.labels(name).inc(record.prompt_tokens)
+        self._metrics.generation_tokens.labels(name).inc(record.completion_tokens)
+        for reason in record.finished:
+            self._metrics.request_success.labels(name, reason).inc()
+        if record.failure is not None or not record.finished:
+            self._metrics.request_failure.labels(name, record.failure or "left").inc()
+        self._metrics.e2e_request_latency.labels(name).observe(record.seconds)
+
+    def _content(self, index: int, now: float) -> None:
+        name = self._record.backend
+        if self._record.ttft is None:
+            self._record.ttft = now - self._began
+            self._metrics.time_to_first_token.labels(name).observe(self._record.ttft)
+        if index in self._latest:
+            self._metrics.inter_token_latency.labels(name).observe(now - self._latest[index])
+        self._latest[index] = now
+
+    def _now(self) -> float:
+        return next(self._arrivals, None) or asyncio.get_running_loop().time()
+
+
+def load_core(settings: EngineSettings, *, progress: Any = None) -> LocalBackend:
+    """The local backend of the model in the settings, not yet started."""
+    from freehold.formats import store  # here, because the hub's client is slow to import
+
+    path = store.resolve(settings.model, progress=progress)
+    tokenizer, template = load_text_side(path)
+    return LocalBackend(EngineProcess(path, settings), tokenizer, template, public_name(settings.model))
+
+
+def public_name(reference: str) -> str:
+    """What clients call the model: the reference, without the directories of a path on this machine."""
+    path = Path(reference).expanduser()
+    return (path.name or path.resolve().name) if path.exists() else reference
+
+
+def _reason(error: BaseException) -> str:
+    return kind_of(error) if isinstance(error, Exception) else "left"
