@@ -1,0 +1,194 @@
+"""The files beside the weights: config, tokenizer, licence, model card; and where the source says it came from.
+
+Everything read from the source is untrusted text: it is quoted, cut to length, and never executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from freehold.compress.options import Progress
+from freehold.compress.plan import Plan
+from freehold.compress.quantization_config import quantization_config
+from freehold.compress.report import Report, by_kind
+from freehold.compress.write import Destination
+from freehold.errors import FormatError, TokenizerError
+from freehold.formats import load_tokenizer
+
+MAX_COPY_BYTES = 100 << 20
+_COPIED = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.model",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+)
+_LEGAL = re.compile(r"^(licen[cs]e|notice|copying)(\.[a-z]{2,4})?$", re.IGNORECASE)
+_FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?$", re.DOTALL | re.MULTILINE)
+_DIGESTED = (".safetensors", ".json", ".gguf", ".jinja", ".model", ".txt")
+
+
+@dataclass(frozen=True, slots=True)
+class Lineage:
+    """What the source says about itself; None where it says nothing."""
+
+    name: str | None
+    licence: str | None
+
+
+def lineage(source: Path) -> Lineage:
+    """Name and licence from GGUF metadata, or from the front matter of a model card."""
+    if source.is_file():
+        from freehold.formats.gguf import GGUFFile
+
+        file = GGUFFile(source)
+        file.close()
+        return Lineage(_plain(file.metadata.get("general.name")), _plain(file.metadata.get("general.license")))
+    card = source / "README.md"
+    if not card.is_file() or card.stat().st_size > 1 << 20:
+        return Lineage(None, None)
+    front = _FRONT_MATTER.search(card.read_text(encoding="utf-8", errors="replace"))
+    text = front[1] if front else ""
+    return Lineage(_field(text, "base_model"), _field(text, "license"))
+
+
+def digest(source: Path, progress: Progress) -> str:
+    """SHA-256 over the source: the file's own, or that of "name sha256" lines of a directory's files, by name."""
+    if source.is_file():
+        return _digest_file(source, _Meter(progress, source.stat().st_size))
+    files = sorted(path for path in source.iterdir() if path.is_file() and path.suffix in _DIGESTED)
+    meter = _Meter(progress, sum(path.stat().st_size for path in files))
+    lines = "".join(f"{path.name} {_digest_file(path, meter)}\n" for path in files)
+    return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def write_companions(source: Path, config: dict[str, Any], plan: Plan, out: Destination) -> tuple[str, ...]:
+    """Write config.json, tokenizer and legal files; returns warnings."""
+    warnings = []
+    made = {key: value for key, value in config.items() if key not in ("quantization_config", "_name_or_path")}
+    if made.pop("auto_map", None) is not None:
+        warnings.append("the source's own Python code (auto_map) was left out")
+    if not made.get("dtype") and not made.get("torch_dtype"):
+        made["dtype"] = "bfloat16"
+    made["quantization_config"] = quantization_config(plan)
+    out.write_file("config.json", _json(made))
+    if source.is_dir():
+        _copy(source, out)
+    if not (out.partial / "tokenizer.json").exists():
+        warnings.extend(_save_tokenizer(source, out))
+    if not (out.partial / "generation_config.json").exists():
+        ids = {
+            key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None
+        }
+        out.write_file("generation_config.json", _json(ids))
+    return tuple(warnings)
+
+
+def model_card(report: Report) -> str:
+    """README.md of the result: what it is, where it came from, how it was made, what it lost."""
+    front = ["---", "library_name: transformers", "tags: [freehold, compressed-tensors]"]
+    if report.source_licence:
+        front.append(f"license: {json.dumps(report.source_licence)}")
+    options = report.options
+    rows = [
+        f"| {row['role']} | {row['tensors']} | {row['source_dtype']} | {row['stored']} | {row['bytes']:,} "
+        f"| {row['error_max']:.4f} |"
+        for row in by_kind(report.tensors)
+    ]
+    lines = [
+        *front,
+        "---",
+        f"# {_markdown(report.source_name or report.source)}, int{options['bits']}",
+        "",
+        f"Made by freehold {report.version} from `{_markdown(report.source)}`.",
+        "",
+        f"- Source: {_markdown(report.source_name or 'name not declared')}, SHA-256 `{report.source_sha256}`",
+        f"- Licence of the source: {_markdown(report.source_licence or 'not declared; find out before you pass this on')}",
+        f"- Size: {report.bytes:,} bytes, {report.smaller_than_bf16:.1%} below bf16; "
+        f"{report.bits_per_weight:.2f} bits per weight",
+        f"- Method: {report.method}",
+        f"- Relative error of the quantized weights: {report.error_mean:.4f} in all, at most {report.error_max:.4f} "
+        f"(`{_markdown(report.error_max_tensor)}`)",
+        *(f"- Note: {_markdown(warning)}" for warning in report.warnings),
+        "",
+        "| role | tensors | source | stored | bytes | largest relative error |",
+        "|---|---|---|---|---|---|",
+        *rows,
+        "",
+        "Every tensor, with the reason for its number format, is in `freehold-report.json`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+class _Meter:
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._total, self._done = progress, total, 0
+
+    def add(self, count: int) -> None:
+        self._done += count
+        self._progress(self._done, self._total, "reading source")
+
+
+def _digest_file(path: Path, meter: _Meter) -> str:
+    sha = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 22):
+                sha.update(chunk)
+                meter.add(len(chunk))
+    except OSError as error:
+        raise FormatError(f"can't read {path}: {error.strerror}") from error
+    return sha.hexdigest()
+
+
+def _copy(source: Path, out: Destination) -> None:
+    for path in sorted(source.iterdir()):
+        if not path.is_file() or (path.name not in _COPIED and not _LEGAL.match(path.name)):
+            continue
+        if path.stat().st_size > MAX_COPY_BYTES:
+            raise FormatError(f"expected {path} below {MAX_COPY_BYTES:,} bytes, found {path.stat().st_size:,}")
+        out.write_file(path.name, path.read_bytes())
+
+
+def _save_tokenizer(source: Path, out: Destination) -> list[str]:
+    try:
+        tokenizer = load_tokenizer(source)
+    except TokenizerError as error:
+        if source.is_file():
+            raise
+        return [f"no tokenizer was copied: {error.message}"]
+    tokenizer.save(out.partial)
+    return []
+
+
+def _json(value: dict[str, Any]) -> bytes:
+    return json.dumps(value, indent=2).encode() + b"\n"
+
+
+def _field(text: str, key: str) -> str | None:
+    found = re.search(rf"^{key}:[ \t]*(\S[^\r\n]*)$", text, re.MULTILINE)
+    return _plain(found[1].strip("'\" ")) if found else None
+
+
+def _plain(value: Any) -> str | None:
+    if not isinstance(value, str):
+        return None
+    text = " ".join("".join(c if c.isprintable() else " " for c in value).split())
+    return text[:100] or None
+
+
+def _markdown(text: str) -> str:
+    """Text from the source without Markdown or HTML in it."""
+    return re.sub(r"[`<>|\[\]]", "", text)

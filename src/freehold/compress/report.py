@@ -1,0 +1,103 @@
+"""What a compression did: plain data, for `freehold-report.json` and for whoever draws a table of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReport:
+    """One tensor of the source.
+
+    Args:
+        name, role, shape: as planned.
+        source_dtype: number format in the source.
+        stored: number format in the result: "int4 g32", "int8 g32", "F32" ...
+        source_bytes, bytes: size before and after, scales and zero points included.
+        relative_error: |W - stored W| / |W| (Frobenius norms) against the source as it was; 0.0 where kept exactly.
+        reason: why it is stored so.
+    """
+
+    name: str
+    role: str
+    shape: tuple[int, ...]
+    source_dtype: str
+    stored: str
+    source_bytes: int
+    bytes: int
+    relative_error: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """The whole run.
+
+    Args:
+        source: name of the source directory or file.
+        source_sha256: digest over the source's weight and config files.
+        source_licence, source_name: as the source declares them; None where it doesn't.
+        options: choices that shaped the result.
+        method: how scales were found, in a sentence.
+        parameters: weights of the model (a shared embedding counts once).
+        source_bytes, bytes: size of the weight tensors before, and of the weight files after.
+        bf16_bytes: two bytes for each parameter: what the sizes are compared with.
+        smaller_than_bf16: 1 - bytes/bf16_bytes.
+        bits_per_weight: 8 * bytes / parameters.
+        error_mean: relative error of all quantized weights together; error_max, error_max_tensor: the worst tensor.
+        tensors: one entry for each tensor.
+        warnings: what the user should know.
+        seconds: wall-clock time of this run; peak_rss_bytes: the process's peak memory so far.
+        resumed_tensors: tensors taken over from an interrupted run.
+        version: of Freehold.
+    """
+
+    source: str
+    source_sha256: str
+    source_licence: str | None
+    source_name: str | None
+    options: dict[str, int | bool]
+    method: str
+    parameters: int
+    source_bytes: int
+    bytes: int
+    bf16_bytes: int
+    smaller_than_bf16: float
+    bits_per_weight: float
+    error_mean: float
+    error_max: float
+    error_max_tensor: str
+    tensors: tuple[TensorReport, ...]
+    warnings: tuple[str, ...]
+    seconds: float
+    peak_rss_bytes: int
+    resumed_tensors: int
+    version: str
+
+    @property
+    def kept(self) -> tuple[TensorReport, ...]:
+        """Tensors that were not quantized, each with its reason."""
+        return tuple(tensor for tensor in self.tensors if not tensor.stored.startswith("int"))
+
+    def to_json(self) -> str:
+        """Indented JSON, all fields."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2).decode() + "\n"
+
+
+def by_kind(tensors: Iterable[TensorReport]) -> list[dict[str, Any]]:
+    """Tensors counted by role and format, in order of first appearance: a short table instead of hundreds of rows."""
+    rows: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for tensor in tensors:
+        key = (tensor.role, tensor.source_dtype, tensor.stored)
+        row = rows.setdefault(
+            key,
+            {"role": key[0], "source_dtype": key[1], "stored": key[2], "tensors": 0, "bytes": 0, "error_max": 0.0},
+        )
+        row["tensors"] += 1
+        row["bytes"] += tensor.bytes
+        row["error_max"] = max(row["error_max"], tensor.relative_error)
+    return list(rows.values())

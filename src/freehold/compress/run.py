@@ -1,0 +1,269 @@
+"""The whole of it: plan, quantize tensor by tensor in row blocks, write, report.
+
+Memory: one source tensor as it is stored, and for each thread a few blocks of float32 rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import resource
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold import __version__
+from freehold.compress.companions import Lineage, digest, lineage, model_card, write_companions
+from freehold.compress.layout import Layout, lay_out
+from freehold.compress.options import CompressOptions, Progress
+from freehold.compress.pack import pack_columns, pack_rows, signed
+from freehold.compress.plan import Plan, Scheme, TensorPlan, plan
+from freehold.compress.quantize import Quantized, bf16_bits, quantize
+from freehold.compress.report import Report, TensorReport
+from freehold.compress.write import REPORT, Destination, TensorWriter
+from freehold.errors import FormatError, UsageError
+from freehold.formats import Checkpoint, QuantizedTensor, Tensor, open_checkpoint
+from freehold.formats.tensors import to_float32
+
+ALGORITHM = 1
+"""Raised whenever the same source and options would give other bytes: unfinished work of another version is dropped."""
+BLOCK = 1 << 17  # weights searched at a time: the handful of float32 arrays of this size stay in the L2 cache
+ROW_MULTIPLE = 8
+MAX_THREADS = 8
+
+METHOD = (
+    "round to nearest with a scale per group, found without calibration data by trying several scales, refitting each "
+    "by least squares and keeping the one with the least squared error; scales are bfloat16"
+)
+
+
+def compress(
+    source: Path, out: Path, options: CompressOptions | None = None, progress: Progress | None = None
+) -> Report:
+    """Compress the checkpoint at `source` into a new Hugging Face directory `out`.
+
+    Work that was cut off (`out.partial`) is taken up again when source and options are the same; the weights are then
+    byte for byte those of an uninterrupted run.
+
+    Raises:
+        UsageError: `out` exists, or lies around the source.
+        FormatError, UnsupportedError: the source is damaged, or nothing we can compress; nothing is left behind.
+        FreeholdError: the disk is full or another run writes there; finished work stays in `out.partial`.
+    """
+    started = time.monotonic()
+    options, progress = options or CompressOptions(), progress or _silent
+    source, out = Path(source), Path(out)
+    _check_apart(source, out)
+    with open_checkpoint(source) as checkpoint, Destination(out, overwrite=options.overwrite) as destination:
+        the_plan = plan(checkpoint, options)
+        layout = lay_out(the_plan.tensors)
+        sha256 = digest(source, progress)
+        destination.begin(_fingerprint(sha256, options, layout), layout)
+        resumed = len(destination.done)
+        _quantize_all(checkpoint, the_plan, destination, _threads(options), progress)
+        warnings = the_plan.warnings + write_companions(source, checkpoint.config, the_plan, destination)
+        report = _report(source, sha256, lineage(source), options, the_plan, layout, destination, warnings, resumed)
+        if layout.index is not None:
+            destination.write_file("model.safetensors.index.json", json.dumps(layout.index, indent=2).encode())
+        report = _timed(report, started)
+        destination.write_file("README.md", model_card(report).encode())
+        destination.write_file(REPORT, report.to_json().encode())
+        destination.finish()
+    return report
+
+
+def _quantize_all(
+    checkpoint: Checkpoint, the_plan: Plan, destination: Destination, threads: int, progress: Progress
+) -> None:
+    total = sum(tensor.info.nbytes for tensor in the_plan.tensors)
+    done = 0
+    with ThreadPoolExecutor(threads) as pool:
+        for tensor in the_plan.tensors:
+            progress(done, total, "compressing")
+            if tensor.name not in destination.done:
+                facts = _one(checkpoint, tensor, destination.tensor(tensor.name), pool)
+                destination.note(tensor.name, facts)
+            done += tensor.info.nbytes
+    progress(done, total, "compressing")
+
+
+def _one(
+    checkpoint: Checkpoint, tensor: TensorPlan, writer: TensorWriter, pool: ThreadPoolExecutor
+) -> dict[str, float]:
+    """Write one tensor; returns its squared error and norm."""
+    loaded = checkpoint.load(tensor.name)
+    if loaded.shape != tensor.info.shape:
+        raise FormatError(
+            f"{checkpoint.path}: expected {tensor.name} to be {list(tensor.info.shape)}, found {list(loaded.shape)}"
+        )
+    try:
+        facts = _keep(loaded, tensor, writer) if tensor.scheme is None else _grid(loaded, tensor, writer, pool)
+    except FormatError as error:
+        raise FormatError(f"{checkpoint.path}: {tensor.name}: {error.message}", hint=error.hint) from error
+    writer.check()
+    return facts
+
+
+def _grid(loaded: Tensor, tensor: TensorPlan, writer: TensorWriter, pool: ThreadPoolExecutor) -> dict[str, float]:
+    scheme = tensor.scheme
+    assert scheme is not None
+    group = scheme.group_size or tensor.info.shape[1]
+
+    def search(rows: slice) -> Quantized:
+        return quantize(_rows(loaded, rows), scheme.bits, group, symmetric=scheme.symmetric)
+
+    scales, zeros, error, norm = [], [], 0.0, 0.0
+    for block in pool.map(search, _row_blocks(tensor.info.shape)):
+        writer.put("codes", _stored_codes(block.codes, scheme))
+        scales.append(bf16_bits(block.scales))
+        if block.zeros is not None:
+            zeros.append(block.zeros)
+        error, norm = error + block.squared_error, norm + block.squared_norm
+    stored_scales = np.concatenate(scales).astype("<u2").tobytes()
+    writer.put("scales", stored_scales)
+    if zeros:
+        writer.put("zeros", pack_columns(np.concatenate(zeros), scheme.bits).tobytes())
+    if scheme.packed:
+        writer.put("shape", np.array(tensor.info.shape, "<i8").tobytes())
+    if tensor.tied:
+        writer.put("tied_scales", stored_scales)
+    return {"squared_error": error, "squared_norm": norm}
+
+
+def _stored_codes(codes: NDArray[np.uint8], scheme: Scheme) -> bytes:
+    return pack_rows(codes, scheme.bits).tobytes() if scheme.packed else signed(codes).tobytes()
+
+
+def _keep(loaded: Tensor, tensor: TensorPlan, writer: TensorWriter) -> dict[str, float]:
+    error = norm = 0.0
+    for rows in _row_blocks(tensor.info.shape):
+        values = _rows(loaded, rows)
+        if not np.isfinite(values).all():
+            raise FormatError("expected finite values, found NaN or infinity")
+        data, stored = _stored_values(values, tensor.dtype)
+        writer.put("values", data)
+        with np.errstate(over="ignore"):
+            error += float(np.sum((values - stored) ** 2, dtype=np.float64))
+            norm += float(np.sum(values**2, dtype=np.float64))
+    return {"squared_error": error, "squared_norm": norm}
+
+
+def _stored_values(values: NDArray[np.float32], dtype: str) -> tuple[bytes, NDArray[np.float32]]:
+    """Bytes in the wanted type, and what they will be read as."""
+    if dtype == "F32":
+        return values.astype("<f4").tobytes(), values
+    if dtype == "F16":
+        half = values.astype("<f2")
+        return half.tobytes(), half.astype(np.float32)
+    bits = bf16_bits(values)
+    return bits.astype("<u2").tobytes(), to_float32(bits)
+
+
+def _row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
+    """Rows in slices of about BLOCK values, a multiple of eight rows each so that packed columns never straddle two."""
+    if len(shape) == 0:
+        return
+    rows, width = shape[0], max(1, math.prod(shape[1:]))
+    step = max(ROW_MULTIPLE, BLOCK // width // ROW_MULTIPLE * ROW_MULTIPLE)
+    for begin in range(0, rows, step):
+        yield slice(begin, min(rows, begin + step))
+
+
+def _rows(tensor: Tensor, rows: slice) -> NDArray[np.float32]:
+    if not isinstance(tensor, QuantizedTensor):
+        return to_float32(tensor[rows])
+    offsets = None if tensor.offsets is None else tensor.offsets[rows]
+    return QuantizedTensor(tensor.codes[rows], tensor.scales[rows], offsets, tensor.bits, tensor.group_size).float32()
+
+
+def _report(
+    source: Path,
+    sha256: str,
+    origin: Lineage,
+    options: CompressOptions,
+    the_plan: Plan,
+    layout: Layout,
+    destination: Destination,
+    warnings: tuple[str, ...],
+    resumed: int,
+) -> Report:
+    tensors = tuple(_tensor_report(tensor, layout, destination.done[tensor.name]) for tensor in the_plan.tensors)
+    quantized = [tensor for tensor in the_plan.tensors if tensor.scheme is not None]
+    error = sum(destination.done[tensor.name]["squared_error"] for tensor in quantized)
+    norm = sum(destination.done[tensor.name]["squared_norm"] for tensor in quantized)
+    worst = max(tensors, key=lambda tensor: tensor.relative_error)
+    parameters = sum(math.prod(tensor.info.shape) for tensor in the_plan.tensors)
+    size = sum(shard.size for shard in layout.shards)
+    return Report(
+        source=source.resolve().name,
+        source_sha256=sha256,
+        source_licence=origin.licence,
+        source_name=origin.name,
+        options=options.fingerprint(),
+        method=METHOD,
+        parameters=parameters,
+        source_bytes=sum(tensor.info.nbytes for tensor in the_plan.tensors),
+        bytes=size,
+        bf16_bytes=2 * parameters,
+        smaller_than_bf16=1 - size / (2 * parameters),
+        bits_per_weight=8 * size / parameters,
+        error_mean=_relative(error, norm),
+        error_max=worst.relative_error,
+        error_max_tensor=worst.name,
+        tensors=tensors,
+        warnings=warnings,
+        seconds=0.0,
+        peak_rss_bytes=0,
+        resumed_tensors=resumed,
+        version=__version__,
+    )
+
+
+def _tensor_report(tensor: TensorPlan, layout: Layout, facts: dict[str, Any]) -> TensorReport:
+    return TensorReport(
+        name=tensor.name,
+        role=tensor.role,
+        shape=tensor.info.shape,
+        source_dtype=tensor.info.dtype,
+        stored=tensor.dtype if tensor.scheme is None else tensor.scheme.text,
+        source_bytes=tensor.info.nbytes,
+        bytes=sum(slot.part.nbytes for slot in layout.slots[tensor.name].values()),
+        relative_error=_relative(facts["squared_error"], facts["squared_norm"]),
+        reason=tensor.reason,
+    )
+
+
+def _relative(error: float, norm: float) -> float:
+    return math.sqrt(error / norm) if norm > 0 else 0.0
+
+
+def _timed(report: Report, started: float) -> Report:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
+    return dataclasses.replace(report, seconds=time.monotonic() - started, peak_rss_bytes=peak)
+
+
+def _fingerprint(sha256: str, options: CompressOptions, layout: Layout) -> dict[str, Any]:
+    headers = hashlib.sha256(b"".join(shard.header for shard in layout.shards)).hexdigest()
+    return {"algorithm": ALGORITHM, "source": sha256, "options": options.fingerprint(), "headers": headers}
+
+
+def _check_apart(source: Path, out: Path) -> None:
+    inside, around = source.resolve(), out.resolve()
+    if around == inside or around in inside.parents:
+        raise UsageError(f"{out} holds the source {source}", hint="choose another --out")
+
+
+def _threads(options: CompressOptions) -> int:
+    return options.threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
+
+
+def _silent(done: int, total: int | None, what: str) -> None:
+    return
