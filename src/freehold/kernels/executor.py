@@ -70,6 +70,8 @@ class Executor:
             threads=threads,
         )
         self.weight_bytes = sum(part.nbytes for parts in packed.values() for part in parts)
+        read = {id(weights[op.weights[0]]) for op in program.ops if op.kind == "linear"}
+        self.step_bytes = sum(part.nbytes for key in read for part in packed[key])
         self.kv_bytes: int = self._native.kv_bytes
 
     def run(self, step: Step) -> F32:
@@ -85,6 +87,14 @@ class Executor:
     def copy_page(self, source: int, target: int) -> None:
         """Copy one KV page, in all layers, onto another."""
         self._native.copy_page(source, target)
+
+    def profile(self) -> dict[str, float]:
+        """Seconds spent in each kind of operation since the last call (a linear by its weight); the first call turns it on."""
+        out: dict[str, float] = {}
+        for op, seconds in zip(self.program.ops, self._native.profile(), strict=True):
+            name = op.kind if op.kind != "linear" else f"linear {op.weights[0].rsplit('.', 1)[-1]}"
+            out[name] = out.get(name, 0.0) + seconds
+        return out
 
     def buffer(self, name: str, rows: int) -> F32:
         """A copy of the first rows of a buffer as the last step left it, float32 [rows, columns]."""

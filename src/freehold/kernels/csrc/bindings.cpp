@@ -221,6 +221,7 @@ NB_MODULE(_native, m) {
            nb::arg("layers"), nb::arg("pages"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("context"), nb::arg("vocabulary"), nb::arg("threads"))
       .def("run", &bind_run, nb::arg("tokens"), nb::arg("positions"), nb::arg("sequences"), nb::arg("tables"), nb::arg("outputs"))
       .def("copy_page", &Executor::copy_page, nb::arg("source"), nb::arg("target"))
+      .def("profile", &Executor::profile)
       .def_prop_ro("kv_bytes", &Executor::kv_bytes)
       .def("buffer", [](const Executor& e, int index, size_t rows) {
         const auto& data = e.buffer(index);

@@ -1,6 +1,7 @@
 #include "executor.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cmath>
 #include <cstring>
 #include <stdexcept>
@@ -105,6 +106,8 @@ const float* Executor::run(const StepView& step) {
 void Executor::execute(int member) {
   for (size_t i = 0; i < program_.size(); ++i) {
     const Instruction& op = program_[i];
+    const bool timed = timing_ && member == 0;
+    const auto begin = timed ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
     if (op.kind == Kind::linear) {
       linear(op, member);
     } else if (op.kind == Kind::attention) {
@@ -118,7 +121,16 @@ void Executor::execute(int member) {
     const bool same_rows = i + 1 < program_.size() && is_row_wise(op.kind) && op.kind != Kind::gather &&
                            program_[i + 1].kind != Kind::linear && program_[i + 1].kind != Kind::gather;
     if (!same_rows) team_.barrier();
+    if (timed) seconds_[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
   }
+}
+
+std::vector<double> Executor::profile() {
+  timing_ = true;
+  std::vector<double> result(program_.size());
+  seconds_.resize(program_.size());
+  seconds_.swap(result);
+  return result;
 }
 
 void Executor::row_wise(const Instruction& op, int r) {

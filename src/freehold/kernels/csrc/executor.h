@@ -43,6 +43,8 @@ class Executor {
   const std::vector<float>& buffer(int index) const { return data_[index]; }
   const BufferShape& shape(int index) const { return shapes_[index]; }
   int logits_columns() const { return shapes_[logits_].columns; }
+  // Seconds that member 0 spent in each instruction since the last call, waiting at its barrier included; turns timing on.
+  std::vector<double> profile();
   size_t kv_bytes() const { return keys_.size() + values_.size() + key_scales_.size() + value_scales_.size(); }
 
  private:
@@ -72,6 +74,8 @@ class Executor {
   StepView step_{};
   std::vector<Block> blocks_;
   std::vector<std::atomic<int>> next_;  // work counters of the instructions
+  bool timing_ = false;
+  std::vector<double> seconds_;         // by instruction, when timing
   size_t widest_ = 1, most_units_ = 1;  // columns and activation groups of the widest quantized linear
   std::vector<int8_t> codes_;           // activations quantized for the current linear
   std::vector<float> scales_;
