@@ -56,24 +56,37 @@ class _Server(uvicorn.Server):
         await super().startup(sockets)
         self.listening.set()
 
+    async def stop_at(self, event: asyncio.Event) -> None:
+        """Drains when the event comes, as after SIGTERM."""
+        await event.wait()
+        self.should_exit = True
+
 
 async def serve_on(
-    listener: socket.socket, settings: Settings, gateway: Gateway, announce: Callable[[str], None]
+    listener: socket.socket,
+    settings: Settings,
+    gateway: Gateway,
+    announce: Callable[[str], None],
+    stop: asyncio.Event | None = None,
 ) -> None:
-    """Serves on a socket that is already bound; returns after draining."""
+    """Serves on a socket that is already bound, until a signal or `stop`; returns after draining."""
     app = create_app(settings, gateway)
     config = uvicorn.Config(
         app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_SECONDS
     )
     server = _Server(config)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
+    stopping = asyncio.create_task(server.stop_at(stop or asyncio.Event()))
     try:
         await _announce_when_ready(server, serving, app.state, listener.getsockname()[1], settings.server, announce)
     except FreeholdError:
         server.should_exit = True
         await serving
         raise
-    await serving
+    else:
+        await serving
+    finally:
+        stopping.cancel()
 
 
 async def _announce_when_ready(
