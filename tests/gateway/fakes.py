@@ -23,8 +23,8 @@ VECTORS = Path(__file__).parent.parent / "vectors" / "providers"
 Reply = Callable[[str, GenerateRequest], str]
 
 FACTS = ModelFacts(
-    architecture="fake", context=4096, vocabulary=260, parameters=1, bits_per_weight=8.0, weight_bytes=1, precision="stored",
-    isa="none", isa_reason="a fake", threads=1, threads_reason="a fake", kv_dtype="f32", kv_pages=1, load_seconds=0.0, pid=0,
+    architecture="fake", context=4096, vocabulary=260, parameters=1, bits_per_weight=8.0, weight_bytes=1, precision="f32",
+    isa="none", isa_reason="fake", threads=1, threads_reason="fake", kv_dtype="f32", kv_pages=1, load_seconds=0.0, pid=0,
 )  # fmt: skip
 
 
@@ -33,7 +33,7 @@ class FakeEngine:
 
     Args:
         reply: prompt text and request in, answer out.
-        held: when given, tokens after the first wait for this many `release` calls' worth of permission.
+        held: tokens after the first wait for `release` or `kill`.
     """
 
     def __init__(self, tokenizer: Tokenizer, reply: Reply | str, *, held: bool = False) -> None:

@@ -5,6 +5,7 @@ Knows the wire format only: no model, no backend, no socket.
 
 from __future__ import annotations
 
+import codecs
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -98,21 +99,23 @@ class _Choice:
     """What one choice has come to so far."""
 
     text: list[str] = field(default_factory=list)
-    length: int = 0  # characters shown so far: where the next token's text begins
     logprobs: list[TokenLogprob] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     finish: str | None = None
+    _spelled: int = 0  # characters that the tokens so far have completed
+    _decoder: codecs.IncrementalDecoder = field(
+        default_factory=lambda: codecs.getincrementaldecoder("utf-8")("replace")
+    )
 
     def add(self, event: TextDelta) -> list[int]:
-        """Takes more text; the offset of each token that came with it."""
-        position, offsets = self.length, []
+        """Takes more text; the offset at which the text of each token that came with it begins."""
+        offsets = []
         for token in event.logprobs:
-            offsets.append(position)
-            position += len(token.text)
+            offsets.append(self._spelled)
+            self._spelled += len(self._decoder.decode(token.bytes))
         self.text.append(event.text)
         self.logprobs.extend(event.logprobs)
         self.offsets.extend(offsets)
-        self.length += len(event.text)
         return offsets
 
 
