@@ -114,7 +114,7 @@ def model_card(report: Report) -> str:
         f"Made by freehold {report.version} from `{_markdown(report.source)}`.",
         "",
         f"- Source: {_markdown(report.source_name or 'name not declared')}, SHA-256 `{report.source_sha256}`",
-        f"- Licence of the source: {_markdown(report.source_licence or 'not declared; find out before you pass this on')}",
+        f"- Licence of the source: {_markdown(report.source_licence or 'not declared; ask before passing this on')}",
         f"- Size: {report.bytes:,} bytes, {report.smaller_than_bf16:.1%} below bf16; "
         f"{report.bits_per_weight:.2f} bits per weight",
         f"- Method: {report.method}",

@@ -106,7 +106,7 @@ def lay_out(plans: Sequence[TensorPlan], limit: int = SHARD_BYTES) -> Layout:
 
 
 def _place(file: str, members: Iterable[tuple[TensorPlan, list[Part]]], slots: dict[str, dict[str, Slot]]) -> Shard:
-    # Wide types first: with the header padded to eight bytes, every tensor then begins on a multiple of its type's size.
+    # Wide types first: as the header is padded to eight bytes, each tensor begins on a multiple of its type's size.
     placed = sorted(((plan, part) for plan, made in members for part in made), key=lambda item: -_SIZES[item[1].dtype])
     table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0

@@ -15,7 +15,7 @@ KEEP = 16
 class Progress(Protocol):
     """Told how far the work is: units done, units in all (None = unknown), and the name of the phase."""
 
-    def __call__(self, done: int, total: int | None, what: str) -> None: ...
+    def __call__(self, done: int, total: int | None, what: str) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,9 +1,9 @@
 """Codes as compressed-tensors stores them.
 
-"pack-quantized": 32/bits codes to an int32, the first in the lowest bits, each as an unsigned number (value + 2^(bits-1)),
-along a row for weights and along a column for zero points; the last int32 is filled up with zero bits. "int-quantized":
-one int8 each. Source: compressed_tensors 0.20.0, compressors/pack_quantized/helpers.py::pack_to_int32 and
-compressors/naive_quantized/base.py. Knows arrays only.
+"pack-quantized": 32/bits codes to an int32, the first in the lowest bits, each as an unsigned number (value plus
+2^(bits-1)), along a row for weights and along a column for zero points; the last int32 is filled up with zero bits.
+"int-quantized": one int8 each. Source: compressed_tensors 0.20.0, compressors/pack_quantized/helpers.py (pack_to_int32)
+and compressors/naive_quantized/base.py. Knows arrays only.
 """
 
 from __future__ import annotations

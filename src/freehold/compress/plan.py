@@ -18,7 +18,7 @@ _OTHER_EMBEDDING = re.compile(r"embed|(^|\.)wpe\.")
 _FLOATS = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
 
 FAMILIES = frozenset({"llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "phi3", "mixtral"})
-"""`model_type`s whose linear layers are known to be the 2-D `.weight` tensors that are neither embeddings nor routers."""
+"""`model_type`s whose linear layers are just the 2-D `.weight` tensors that are neither embeddings nor routers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Header(Protocol):
     def info(self, name: str) -> TensorInfo: ...  # noqa: D102
 
 
-def plan(checkpoint: Header, options: CompressOptions) -> Plan:
+def make_plan(checkpoint: Header, options: CompressOptions) -> Plan:
     """Decide for every tensor.
 
     Raises:

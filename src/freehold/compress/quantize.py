@@ -1,6 +1,6 @@
 """Rounding weights to int4 and int8: a search for each group's scale that needs no calibration data.
 
-For every group several scales are tried. For the codes q that a candidate gives, the best scale is known in closed form,
+For every group several scales are tried. For the codes q that a candidate gives, the best scale has a closed form,
 s = <w,q>/<q,q>, and leaves the squared error |w|^2 - <w,q>^2/<q,q>; the candidate with the least wins, its scale is
 rounded to bfloat16 as it will be stored, and the codes are taken again with that scale. Plain absmax rounding competes
 as well, so that no group ends up worse than with it. Arithmetic is elementwise float32 in a fixed order: the same input

@@ -25,7 +25,7 @@ from freehold.compress.companions import Lineage, digest, lineage, model_card, w
 from freehold.compress.layout import Layout, lay_out
 from freehold.compress.options import CompressOptions, Progress
 from freehold.compress.pack import pack_columns, pack_rows, signed
-from freehold.compress.plan import Plan, Scheme, TensorPlan, plan
+from freehold.compress.plan import Plan, Scheme, TensorPlan, make_plan
 from freehold.compress.quantize import Quantized, bf16_bits, quantize
 from freehold.compress.report import Report, TensorReport
 from freehold.compress.write import REPORT, Destination, TensorWriter
@@ -63,14 +63,14 @@ def compress(
     source, out = Path(source), Path(out)
     _check_apart(source, out)
     with open_checkpoint(source) as checkpoint, Destination(out, overwrite=options.overwrite) as destination:
-        the_plan = plan(checkpoint, options)
-        layout = lay_out(the_plan.tensors)
+        plan = make_plan(checkpoint, options)
+        layout = lay_out(plan.tensors)
         sha256 = digest(source, progress)
         destination.begin(_fingerprint(sha256, options, layout), layout)
         resumed = len(destination.done)
-        _quantize_all(checkpoint, the_plan, destination, _threads(options), progress)
-        warnings = the_plan.warnings + write_companions(source, checkpoint.config, the_plan, destination)
-        report = _report(source, sha256, lineage(source), options, the_plan, layout, destination, warnings, resumed)
+        _quantize_all(checkpoint, plan, destination, _threads(options), progress)
+        warnings = plan.warnings + write_companions(source, checkpoint.config, plan, destination)
+        report = _report(source, sha256, lineage(source), options, plan, layout, destination, warnings, resumed)
         if layout.index is not None:
             destination.write_file("model.safetensors.index.json", json.dumps(layout.index, indent=2).encode())
         report = _timed(report, started)
@@ -81,12 +81,12 @@ def compress(
 
 
 def _quantize_all(
-    checkpoint: Checkpoint, the_plan: Plan, destination: Destination, threads: int, progress: Progress
+    checkpoint: Checkpoint, plan: Plan, destination: Destination, threads: int, progress: Progress
 ) -> None:
-    total = sum(tensor.info.nbytes for tensor in the_plan.tensors)
+    total = sum(tensor.info.nbytes for tensor in plan.tensors)
     done = 0
     with ThreadPoolExecutor(threads) as pool:
-        for tensor in the_plan.tensors:
+        for tensor in plan.tensors:
             progress(done, total, "compressing")
             if tensor.name not in destination.done:
                 facts = _one(checkpoint, tensor, destination.tensor(tensor.name), pool)
@@ -105,16 +105,19 @@ def _one(
             f"{checkpoint.path}: expected {tensor.name} to be {list(tensor.info.shape)}, found {list(loaded.shape)}"
         )
     try:
-        facts = _keep(loaded, tensor, writer) if tensor.scheme is None else _grid(loaded, tensor, writer, pool)
+        if tensor.scheme is None:
+            facts = _keep(loaded, tensor, writer)
+        else:
+            facts = _grid(loaded, tensor, tensor.scheme, writer, pool)
     except FormatError as error:
         raise FormatError(f"{checkpoint.path}: {tensor.name}: {error.message}", hint=error.hint) from error
     writer.check()
     return facts
 
 
-def _grid(loaded: Tensor, tensor: TensorPlan, writer: TensorWriter, pool: ThreadPoolExecutor) -> dict[str, float]:
-    scheme = tensor.scheme
-    assert scheme is not None
+def _grid(
+    loaded: Tensor, tensor: TensorPlan, scheme: Scheme, writer: TensorWriter, pool: ThreadPoolExecutor
+) -> dict[str, float]:
     group = scheme.group_size or tensor.info.shape[1]
 
     def search(rows: slice) -> Quantized:
@@ -145,7 +148,7 @@ def _stored_codes(codes: NDArray[np.uint8], scheme: Scheme) -> bytes:
 def _keep(loaded: Tensor, tensor: TensorPlan, writer: TensorWriter) -> dict[str, float]:
     error = norm = 0.0
     for rows in _row_blocks(tensor.info.shape):
-        values = _rows(loaded, rows)
+        values = _rows(loaded, rows) if tensor.info.shape else to_float32(loaded)
         if not np.isfinite(values).all():
             raise FormatError("expected finite values, found NaN or infinity")
         data, stored = _stored_values(values, tensor.dtype)
@@ -169,9 +172,7 @@ def _stored_values(values: NDArray[np.float32], dtype: str) -> tuple[bytes, NDAr
 
 def _row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
     """Rows in slices of about BLOCK values, a multiple of eight rows each so that packed columns never straddle two."""
-    if len(shape) == 0:
-        return
-    rows, width = shape[0], max(1, math.prod(shape[1:]))
+    rows, width = (shape[0], max(1, math.prod(shape[1:]))) if shape else (1, 1)
     step = max(ROW_MULTIPLE, BLOCK // width // ROW_MULTIPLE * ROW_MULTIPLE)
     for begin in range(0, rows, step):
         yield slice(begin, min(rows, begin + step))
@@ -189,18 +190,18 @@ def _report(
     sha256: str,
     origin: Lineage,
     options: CompressOptions,
-    the_plan: Plan,
+    plan: Plan,
     layout: Layout,
     destination: Destination,
     warnings: tuple[str, ...],
     resumed: int,
 ) -> Report:
-    tensors = tuple(_tensor_report(tensor, layout, destination.done[tensor.name]) for tensor in the_plan.tensors)
-    quantized = [tensor for tensor in the_plan.tensors if tensor.scheme is not None]
+    tensors = tuple(_tensor_report(tensor, layout, destination.done[tensor.name]) for tensor in plan.tensors)
+    quantized = [tensor for tensor in plan.tensors if tensor.scheme is not None]
     error = sum(destination.done[tensor.name]["squared_error"] for tensor in quantized)
     norm = sum(destination.done[tensor.name]["squared_norm"] for tensor in quantized)
     worst = max(tensors, key=lambda tensor: tensor.relative_error)
-    parameters = sum(math.prod(tensor.info.shape) for tensor in the_plan.tensors)
+    parameters = sum(math.prod(tensor.info.shape) for tensor in plan.tensors)
     size = sum(shard.size for shard in layout.shards)
     return Report(
         source=source.resolve().name,
@@ -210,7 +211,7 @@ def _report(
         options=options.fingerprint(),
         method=METHOD,
         parameters=parameters,
-        source_bytes=sum(tensor.info.nbytes for tensor in the_plan.tensors),
+        source_bytes=sum(tensor.info.nbytes for tensor in plan.tensors),
         bytes=size,
         bf16_bytes=2 * parameters,
         smaller_than_bf16=1 - size / (2 * parameters),

@@ -25,6 +25,7 @@ from freehold.errors import FormatError, FreeholdError, UnsupportedError, UsageE
 JOURNAL = "freehold-journal.jsonl"
 REPORT = "freehold-report.json"
 _CHUNK = 1 << 20
+_CLOSED = -1
 
 
 class Destination:
@@ -42,8 +43,7 @@ class Destination:
         self._replaced = self.out.with_name(self.out.name + ".replaced.partial")
         self._overwrite = overwrite
         self._files: dict[str, int] = {}
-        self._journal: int | None = None
-        self._lock: int | None = None
+        self._journal = self._lock = _CLOSED
         self._slots: dict[str, dict[str, Slot]] = {}
         self.done: dict[str, dict[str, Any]] = {}
 
@@ -73,9 +73,8 @@ class Destination:
         if kind is not None and issubclass(kind, (FormatError, UnsupportedError, UsageError)):
             shutil.rmtree(self.partial, ignore_errors=True)
         for handle in [*self._files.values(), self._journal, self._lock]:
-            if handle is not None:
+            if handle != _CLOSED:
                 os.close(handle)
-        self._files.clear()
 
     def begin(self, fingerprint: Mapping[str, Any], layout: Layout) -> None:
         """Create the files, or take them up again; `done` then holds what the journal knows of finished tensors."""
@@ -117,7 +116,6 @@ class Destination:
         with _explained(self.out):
             for handle in self._files.values():
                 os.fsync(handle)
-            assert self._lock is not None
             os.fsync(self._lock)
             self._check_out()
             if self._empty_out():
@@ -147,7 +145,6 @@ class Destination:
         return self.out.is_dir() and not self.out.is_symlink() and not any(self.out.iterdir())
 
     def _take_lock(self) -> None:
-        assert self._lock is not None
         busy = FreeholdError(
             f"another freehold compress is writing to {self.out}", hint="wait for it to end, or choose another --out"
         )
@@ -160,7 +157,7 @@ class Destination:
             raise busy
 
     def _open_journal(self, first: Mapping[str, Any]) -> list[dict[str, Any]]:
-        """Open the journal to append to it; notes of an earlier run with the same first line, or none and a new start."""
+        """Open the journal to append to it; gives the notes of an earlier run, if it had the same first line."""
         path = self.partial / JOURNAL
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
         if lines and not lines[-1].endswith(b"\n"):
@@ -201,7 +198,6 @@ class Destination:
         return digest.hexdigest()
 
     def _append(self, entry: Mapping[str, Any]) -> None:
-        assert self._journal is not None
         line = json.dumps(entry, sort_keys=True).encode() + b"\n"
         if os.write(self._journal, line) != len(line):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
