@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from freehold.cli.options import as_json
+from freehold.cli.output import emit, emit_json, printable, progress, say, size, table
+from freehold.errors import UsageError
 
 if TYPE_CHECKING:
     from freehold.compress import Report
@@ -15,19 +18,67 @@ if TYPE_CHECKING:
 
 @click.command("compress")
 @click.argument("source")
-@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Directory to write; see also --name.")
-@click.option("--name", help="Name in the store to write to. [default: SOURCE's name with -int4 or -int8]")
-@click.option(
-    "--bits", type=click.IntRange(4, 8), default=4, show_default=True, help="Bits of the linear layers: 4 or 8."
-)
-@click.option("--group-size", type=int, help="Weights that share a scale: 32, 64 or 128.")
-@click.option("--force", is_flag=True, help="Replace what is there.")
+@click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Directory to write.")
+@click.option("--name", help="Name in the store to write to instead. [default: SOURCE's, with -int4 or -int8]")
+@click.option("--bits", type=click.Choice(["4", "8"]), default="4", help="Bits of the linear layers. [default: 4]")
+@click.option("--group-size", type=click.Choice(["32", "64", "128"]), help="Weights that share a scale. [default: 32]")
+@click.option("--asymmetric", is_flag=True, help="Store zero points too: a smaller error for more bits.")
+@click.option("--embedding-bits", type=click.Choice(["8", "16"]), help="16 leaves embeddings alone. [default: 8]")
+@click.option("--force", is_flag=True, help="Replace an earlier result.")
 @as_json
 def command(
-    source: str, out: Path | None, name: str | None, bits: int, group_size: int | None, force: bool, as_json: bool
+    source: str,
+    out: Path | None,
+    name: str | None,
+    bits: str,
+    group_size: str | None,
+    asymmetric: bool,
+    embedding_bits: str | None,
+    force: bool,
+    as_json: bool,
 ) -> None:
     """Compress a model to int4 and report what it cost.
 
-    SOURCE is anything `freehold pull` takes, a directory or a .gguf file. The result is a Hugging Face directory that
-    freehold, transformers and vLLM read. Work that was cut off is taken up again where it stopped.
+    SOURCE is anything `freehold pull` takes, a directory or a .gguf file. The result is a Hugging Face directory in the
+    compressed-tensors format. A run that was cut off is taken up again where it stopped.
     """
+    from freehold.compress import CompressOptions, compress
+    from freehold.formats import store
+
+    if out is not None and name is not None:
+        raise UsageError("--out and --name both say where to write", hint="give one of them")
+    given = {"group_size": group_size, "embedding_bits": embedding_bits}
+    chosen = {key: int(value) for key, value in given.items() if value is not None}
+    options = CompressOptions(bits=int(bits), overwrite=force, symmetric=not asymmetric, **chosen)
+    called = name or default_name(source, options.bits)
+    with progress() as bar:
+        path = store.resolve(source, progress=bar)
+        report = compress(path, out or store.compressed_path(called), options, bar)
+    target = str(out) if out is not None else called
+    if as_json:
+        emit_json({"model": target, "report": report})
+    else:
+        _print(report, target)
+
+
+def default_name(source: str, bits: int) -> str:
+    """A name for the store: the last part of the reference, without suffix and variant, and the bits."""
+    last = source.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") + f"-int{bits}"
+
+
+def _print(report: Report, target: str) -> None:
+    """The table by kind of tensor to stdout, what came of it to stderr."""
+    from freehold.compress import by_kind
+
+    rows = [
+        (r["role"], r["source_dtype"], r["stored"], str(r["tensors"]), size(r["bytes"]), f"{r['error_max']:.4f}")
+        for r in by_kind(report.tensors)
+    ]
+    emit(table(rows, ("ROLE", "FROM", "TO", "TENSORS", "SIZE", "WORST ERROR")))
+    for warning in report.warnings:
+        say(f"warning: {printable(warning)}")
+    against = f"{report.smaller_than_bf16:.1%} smaller than bf16's {size(report.bf16_bytes)}"
+    say(f"{target}: {size(report.bytes)}, {against}, {report.bits_per_weight:.2f} bits a weight")
+    say(f"relative error {report.error_mean:.4f}, worst {report.error_max:.4f} in {printable(report.error_max_tensor)}")
+    say(f"in {report.seconds:.1f} s, at most {size(report.peak_rss_bytes)} of memory")

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.options import as_json
+from freehold.cli.options import as_json, with_settings
 from freehold.cli.output import emit, emit_json, progress, table
 from freehold.errors import UsageError
+from freehold.settings import Settings
 
 if TYPE_CHECKING:
     from freehold.engine.evaluate import Evaluation
@@ -29,8 +30,11 @@ DEFAULT_TOKENS = 20_480  # 40 windows of 512: the mean of the divergence moves b
 @click.option(
     "--max-tokens", type=click.IntRange(min=0), default=DEFAULT_TOKENS, show_default=True, help="0 = the whole text."
 )
+@with_settings("engine.threads", "engine.isa", "engine.kv_dtype")
 @as_json
-def command(original: str, compressed: str, text: Path | None, max_tokens: int, as_json: bool) -> None:
+def command(
+    original: str, compressed: str, text: Path | None, max_tokens: int, settings: Settings, as_json: bool
+) -> None:
     """Compare a compressed model with its original.
 
     Perplexity of both, mean and 99th percentile of the KL divergence from ORIGINAL to COMPRESSED, how often both hold
@@ -45,7 +49,9 @@ def command(original: str, compressed: str, text: Path | None, max_tokens: int, 
     with progress() as bar:
         first, second = (store.resolve(reference, progress=bar) for reference in (original, compressed))
         ids = load_tokenizer(first).encode(words, special=False)
-        result = evaluate(first, second, ids[:max_tokens] if max_tokens else ids, progress=bar)
+        result = evaluate(
+            first, second, ids[:max_tokens] if max_tokens else ids, progress=bar, settings=settings.engine
+        )
     facts = {"text": source, "text_sha256": hashlib.sha256(words.encode()).hexdigest()}
     _report({"original": original, "compressed": compressed, **facts}, result, as_json)
 

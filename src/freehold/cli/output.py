@@ -8,14 +8,20 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import click
 
-Progress = Callable[[int, int | None, str], None]
+
 BAR_AFTER_SECONDS = 1.0  # shorter work is over before a bar is read
+
+
+class Progress(Protocol):
+    """Told how far the work is: units done, units in all (None = unknown), and what is being done."""
+
+    def __call__(self, done: int, total: int | None, what: str) -> None: ...
 
 
 def say(text: str) -> None:

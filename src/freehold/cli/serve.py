@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 from freehold.cli.options import with_settings
+from freehold.cli.output import progress
 from freehold.settings import Settings
 
 
@@ -16,6 +17,13 @@ def command(settings: Settings) -> None:
     Prints the lines that point OpenAI clients here, and serves until Ctrl-C. The key that clients must send comes from
     FREEHOLD_API_KEY or the settings file, never from a flag, where every user of the machine could read it.
     """
+    import logging
+
+    from freehold.formats import store
     from freehold.gateway import serve
 
+    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")  # to stderr
+    logging.getLogger("freehold").setLevel(logging.INFO)
+    with progress() as bar:
+        store.resolve(settings.engine.model, progress=bar)
     serve(settings)
