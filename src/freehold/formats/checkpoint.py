@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.errors import FormatError, UnsupportedError
-from freehold.formats.reading import ByteFile, read_json
+from freehold.formats.reading import ByteFile, Closing, read_json
 from freehold.formats.safetensors import SafetensorsSet
 from freehold.formats.tensors import Tensor, TensorInfo, bf16_to_float32, to_float32
 
@@ -59,7 +59,7 @@ class Checkpoint(Protocol):
     ) -> None: ...
 
 
-class CheckpointBase:
+class CheckpointBase(Closing):
     """What the readers share: dequantizing and closing."""
 
     path: Path
@@ -69,21 +69,9 @@ class CheckpointBase:
         """See `Checkpoint.load`."""
         raise NotImplementedError
 
-    def close(self) -> None:
-        """See `Checkpoint.close`."""
-        raise NotImplementedError
-
     def float32(self, name: str) -> NDArray[np.float32]:
         """See `Checkpoint.float32`."""
         return to_float32(self.load(name))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 class DenseCheckpoint(CheckpointBase):
@@ -165,8 +153,5 @@ def _open_directory(path: Path) -> Checkpoint:
 
 
 def _magic(path: Path) -> bytes:
-    file = ByteFile(path)
-    try:
+    with ByteFile(path) as file:
         return file.read(0, min(4, file.size)).tobytes()
-    finally:
-        file.close()

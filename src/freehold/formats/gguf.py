@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from freehold.errors import FormatError, UnsupportedError
 from freehold.formats.gguf_quants import TYPES, BlockType, type_name
-from freehold.formats.reading import ByteFile
+from freehold.formats.reading import ByteFile, Closing
 from freehold.formats.tensors import MAX_ELEMENTS, Tensor, TensorInfo
 
 MAGIC = b"GGUF"
@@ -30,6 +30,7 @@ MAX_NESTING = 4
 DEFAULT_ALIGNMENT = 32
 MAX_ALIGNMENT = 1 << 20
 FETCH_BYTES = 1 << 20
+SMALLEST_PAIR, SMALLEST_TENSOR = 14, 33  # bytes in the header, with a name of one byte
 
 _BOOL, _STRING, _ARRAY = 7, 8, 9
 _NUMBERS = {0: "<u1", 1: "<i1", 2: "<u2", 3: "<i2", 4: "<u4", 5: "<i4", 6: "<f4", 10: "<u8", 11: "<i8", 12: "<f8"}
@@ -57,7 +58,7 @@ class GGUFTensor:
         return math.prod(self.shape) // self.type.elements * self.type.nbytes
 
 
-class GGUFFile:
+class GGUFFile(Closing):
     """A GGUF file. Opening reads and checks metadata and tensor table; tensor data is read by `load`.
 
     `metadata` maps keys to int, float, bool, str or lists of these.
@@ -133,6 +134,8 @@ class _Header:
     def parse(self) -> tuple[dict[str, Any], list[GGUFTensor]]:
         """All metadata and tensors."""
         tensors, pairs = self._unpack("<QQ")
+        if tensors * SMALLEST_TENSOR + pairs * SMALLEST_PAIR > self._file.size:
+            self._fail(f"{pairs} metadata entries and {tensors} tensors don't fit into {self._file.size} bytes")
         metadata: dict[str, Any] = {}
         for index in range(pairs):
             self._where = f"metadata entry {index + 1} of {pairs}"

@@ -11,7 +11,8 @@ import os
 import stat
 import threading
 from pathlib import Path
-from typing import Any, NoReturn
+from types import TracebackType
+from typing import Any, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,7 +23,23 @@ MAX_JSON_BYTES = 100_000_000
 """Largest JSON text we parse: the limit the safetensors library sets for its header (safetensors/src/tensor.rs)."""
 
 
-class ByteFile:
+class Closing:
+    """A context manager that calls `close` at the end."""
+
+    def close(self) -> None:
+        """Free what is held."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class ByteFile(Closing):
     """A file open for reading ranges; safe to use from several threads.
 
     Raises:
@@ -72,13 +89,10 @@ class ByteFile:
 
 def read_json(path: Path, what: str) -> dict[str, Any]:
     """The JSON object in a file; FormatError when it is missing, too large, not JSON, or not an object."""
-    file = ByteFile(path)
-    try:
+    with ByteFile(path) as file:
         if file.size > MAX_JSON_BYTES:
             raise FormatError(f"expected {what} of at most {MAX_JSON_BYTES} bytes, found {file.size} in {path}")
         return parse_json(file.read(0, file.size).tobytes(), f"{what} {path}")
-    finally:
-        file.close()
 
 
 def parse_json(text: bytes, where: str) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.errors import FormatError, UnsupportedError
-from freehold.formats.reading import MAX_JSON_BYTES, ByteFile, parse_json, read_json
+from freehold.formats.reading import MAX_JSON_BYTES, ByteFile, Closing, parse_json, read_json
 from freehold.formats.tensors import MAX_ELEMENTS, TensorInfo
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -47,7 +47,7 @@ class _Entry:
     offset: int
 
 
-class SafetensorsFile:
+class SafetensorsFile(Closing):
     """One .safetensors file. Opening reads and checks the header only.
 
     Raises:
@@ -156,7 +156,7 @@ class SafetensorsFile:
             raise FormatError(f"{self.path}: {self._file.size - position} bytes after the last tensor")
 
 
-class SafetensorsSet:
+class SafetensorsSet(Closing):
     """The tensors of a directory: `model.safetensors`, or the shards that `model.safetensors.index.json` names."""
 
     def __init__(self, directory: Path) -> None:
