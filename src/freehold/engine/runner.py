@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +16,7 @@ from numpy.typing import NDArray
 
 from freehold.engine.blocks import PageAllocator
 from freehold.engine.loading import Precision, load_weights
-from freehold.engine.memory import kv_pages
+from freehold.engine.memory import give_back, kv_pages
 from freehold.engine.models import program_for
 from freehold.engine.request import EngineStats, GenerateRequest, ModelFacts, TokenOutput
 from freehold.engine.sampler import Sampled, SamplerState, sample
@@ -71,6 +72,8 @@ class Engine:
         executor = make_executor(
             program, weights.weights, pages=pages, kv_dtype=settings.kv_dtype, threads=threads, tier=tier.value
         )
+        weights = replace(weights, weights={})  # the executor has packed them
+        give_back()
         engine = cls(program, executor, settings, pages=pages)
         engine._facts = ModelFacts(
             architecture=program.architecture,
