@@ -14,7 +14,7 @@ STARTED := $(shell date +%s)
 PYTHON ?= python3
 BIN := .venv/bin
 STAMPS := .venv/stamps
-PIP = $(BIN)/python -m pip --disable-pip-version-check install --quiet
+PIP = $(BIN)/python -m pip --disable-pip-version-check install -qq
 SOURCES := $(wildcard CMakeLists.txt src/freehold/kernels/csrc/*)
 export PIP_PROGRESS_BAR := off
 
@@ -75,10 +75,10 @@ sanitize: $(STAMPS)/dev
 .venv-oracle/stamp: $(STAMPS)/dev bench/requirements-oracle.txt pyproject.toml $(SOURCES)
 	@echo "== .venv-oracle: torch and transformers, to compare with"
 	@$(PYTHON) -m venv .venv-oracle
-	@.venv-oracle/bin/python -m pip --disable-pip-version-check install --quiet --upgrade 'pip>=25.1'
-	@.venv-oracle/bin/python -m pip --disable-pip-version-check install --quiet --requirement bench/requirements-oracle.txt
-	@.venv-oracle/bin/python -m pip --disable-pip-version-check install --quiet 'scikit-build-core>=0.11' 'nanobind>=2.4' cmake ninja
-	@PATH="$(CURDIR)/.venv-oracle/bin:$$PATH" .venv-oracle/bin/python -m pip --disable-pip-version-check install --quiet \
+	@.venv-oracle/bin/python -m pip --disable-pip-version-check install -qq --upgrade 'pip>=25.1'
+	@.venv-oracle/bin/python -m pip --disable-pip-version-check install -qq --requirement bench/requirements-oracle.txt
+	@.venv-oracle/bin/python -m pip --disable-pip-version-check install -qq 'scikit-build-core>=0.11' 'nanobind>=2.4' cmake ninja
+	@PATH="$(CURDIR)/.venv-oracle/bin:$$PATH" .venv-oracle/bin/python -m pip --disable-pip-version-check install -qq \
 	    --no-build-isolation --editable .
 	@touch $@
 
