@@ -80,39 +80,37 @@ _LLAMA3 = {
 _LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 _PLAIN_ROPE = ({"rope_parameters": _DEFAULT},)
 
+_FAR = {"rope_type": "default", "rope_theta": 1000000.0}
+_BIASED = {"attention_bias": True, "mlp_bias": True}
+_TIED, _UNTIED = {"tie_word_embeddings": True}, {"tie_word_embeddings": False}
+_SMALL = {"vocab_size": 256, "intermediate_size": 96}
+
 TINY = {
-    "llama-tied": Tiny(
-        LlamaConfig, {"head_dim": 16, "tie_word_embeddings": True, "rope_parameters": _DEFAULT}, torch.float32
-    ),
+    "llama-tied": Tiny(LlamaConfig, {**_TIED, "head_dim": 16, "rope_parameters": _DEFAULT}, torch.float32),
     "llama-rope-llama3": Tiny(
         LlamaConfig,
-        {"head_dim": 32, "tie_word_embeddings": False, "rope_parameters": _LLAMA3, "rms_norm_eps": 1e-5},
+        {**_UNTIED, "head_dim": 32, "rope_parameters": _LLAMA3, "rms_norm_eps": 1e-5},
         old_rope_keys=True,
         ablations=_PLAIN_ROPE,
     ),
     "llama-biases-sharded": Tiny(
         LlamaConfig,
-        {"head_dim": 16, "tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True,
-         "rope_parameters": _LINEAR},
+        {**_UNTIED, **_BIASED, "head_dim": 16, "rope_parameters": _LINEAR},
         torch.float16,
         shard="120KB",
         ablations=_PLAIN_ROPE,
     ),
     "qwen2-tied": Tiny(
-        Qwen2Config, {"num_hidden_layers": 3, "intermediate_size": 96, "tie_word_embeddings": True,
-                      "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}
+        Qwen2Config, {**_TIED, "num_hidden_layers": 3, "intermediate_size": 96, "rope_parameters": _FAR}
     ),
     "qwen2-untied": Tiny(
-        Qwen2Config, {"vocab_size": 256, "hidden_size": 128, "intermediate_size": 96, "num_attention_heads": 2, "num_key_value_heads": 1,
-                      "tie_word_embeddings": False, "rope_parameters": _DEFAULT}
+        Qwen2Config,
+        {**_UNTIED, **_SMALL, "hidden_size": 128, "num_attention_heads": 2, "num_key_value_heads": 1,
+         "rope_parameters": _DEFAULT},
     ),
-    "qwen3-tied": Tiny(
-        Qwen3Config, {"head_dim": 32, "tie_word_embeddings": True,
-                      "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0}}
-    ),
+    "qwen3-tied": Tiny(Qwen3Config, {**_TIED, "head_dim": 32, "rope_parameters": _FAR}),
     "qwen3-untied": Tiny(
-        Qwen3Config, {"head_dim": 32, "num_key_value_heads": 1, "tie_word_embeddings": False,
-                      "rope_parameters": _DEFAULT}
+        Qwen3Config, {**_UNTIED, "head_dim": 32, "num_key_value_heads": 1, "rope_parameters": _DEFAULT}
     ),
 }  # fmt: skip
 
@@ -252,15 +250,23 @@ def make_tiny(name: str) -> dict[str, Any]:
 
 
 def load_smollm2(path: Path) -> tuple[Any, Any]:
-    """The built-in model in float32, dequantized by transformers and checked with `gguf`, and its tokenizer."""
-    model = AutoModelForCausalLM.from_pretrained(
-        path.parent, gguf_file=path.name, dtype=torch.float32, attn_implementation="eager"
-    ).eval()
+    """The built-in model in float32, dequantized by transformers and checked with `gguf`, and its tokenizer.
+
+    The weights move into a plain model: the one transformers gives still calls itself quantized and refuses casts.
+    """
+    read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
     tensors = {tensor.name: tensor for tensor in gguf.GGUFReader(path).tensors}
     for theirs, ours in (("token_embd", "model.embed_tokens"), ("blk.7.ffn_down", "model.layers.7.mlp.down_proj")):
         tensor = tensors[f"{theirs}.weight"]
         plain = gguf.dequantize(tensor.data, tensor.tensor_type)
-        assert np.array_equal(plain, model.get_parameter(f"{ours}.weight").detach().numpy()), theirs
+        assert np.array_equal(plain, read.get_parameter(f"{ours}.weight").detach().numpy()), theirs
+    config = read.config.to_dict()
+    config.pop("quantization_config", None)
+    model = AutoModelForCausalLM.from_config(
+        LlamaConfig(**config), dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+    model.load_state_dict(read.state_dict())
+    model.generation_config = read.generation_config
     return model, AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
 
 

@@ -1,0 +1,92 @@
+"""Our logits and greedy tokens against those recorded from transformers; needs no torch.
+
+The norm is max |ours - theirs| / max |theirs| over the recorded positions.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from freehold.kernels.cpu import available_tiers
+from tests.oracle import recorded
+
+TIERS = ("reference", *available_tiers())
+
+
+def test_every_family_has_a_recorded_model() -> None:
+    types = {json.loads((recorded.MODELS / name / "config.json").read_text())["model_type"] for name in recorded.TINY}
+    assert types == {"llama", "qwen2", "qwen3"}
+    assert len(recorded.TINY) == 7
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("name", recorded.TINY)
+def test_float32_logits_equal_those_of_transformers(name: str, tier: str) -> None:
+    path = recorded.MODELS / name
+    expected = recorded.vector(path / "expected.npz")
+    ours = recorded.logits(path, expected.ids, expected.positions, tier=tier)
+    assert recorded.relative(ours, expected.logits) <= recorded.F32_TOLERANCE
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("name", recorded.TINY)
+def test_bfloat16_logits_equal_those_of_transformers(name: str, tier: str) -> None:
+    path = recorded.MODELS / name
+    expected = recorded.vector(path / "expected.npz")
+    ours = recorded.logits(path, expected.ids, expected.bf16_positions, tier=tier, precision="bf16")
+    assert recorded.relative(ours, expected.bf16_logits) <= recorded.BF16_TOLERANCE
+
+
+@pytest.mark.parametrize("tier", TIERS)
+@pytest.mark.parametrize("name", recorded.TINY)
+def test_64_greedy_tokens_are_those_of_transformers(name: str, tier: str) -> None:
+    path = recorded.MODELS / name
+    expected = recorded.vector(path / "expected.npz")
+    assert recorded.greedy(path, expected.prompt, 64, tier=tier) == expected.greedy
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("qwen3-tied", {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}),
+        ("llama-rope-llama3", {"rope_scaling": None}),
+        ("llama-tied", {"rms_norm_eps": 1e-2}),
+        ("qwen2-tied", {"num_attention_heads": 2, "num_key_value_heads": 1}),
+    ],
+)
+def test_the_comparison_notices_a_config_that_is_slightly_wrong(
+    tmp_path: Path, name: str, change: dict[str, Any]
+) -> None:
+    path = tmp_path / name
+    shutil.copytree(recorded.MODELS / name, path)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps(config | change))
+    expected = recorded.vector(path / "expected.npz")
+    ours = recorded.logits(path, expected.ids, expected.positions, tier=TIERS[1])
+    assert recorded.relative(ours, expected.logits) > 2 * recorded.F32_TOLERANCE
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tier", ("reference", TIERS[1]))
+def test_float32_logits_of_the_builtin_model_equal_those_of_transformers(tier: str) -> None:
+    expected = recorded.vector(recorded.MODELS / "smollm2.npz")
+    ours = recorded.logits(recorded.smollm2(), expected.ids, expected.positions, tier=tier)
+    assert recorded.relative(ours, expected.logits) <= recorded.F32_TOLERANCE
+
+
+@pytest.mark.slow
+def test_bfloat16_logits_of_the_builtin_model_equal_those_of_transformers() -> None:
+    expected = recorded.vector(recorded.MODELS / "smollm2.npz")
+    ours = recorded.logits(recorded.smollm2(), expected.ids, expected.bf16_positions, tier=TIERS[1], precision="bf16")
+    assert recorded.relative(ours, expected.bf16_logits) <= recorded.BF16_TOLERANCE
+
+
+@pytest.mark.slow
+def test_64_greedy_tokens_of_the_builtin_model_are_those_of_transformers() -> None:
+    expected = recorded.vector(recorded.MODELS / "smollm2.npz")
+    assert recorded.greedy(recorded.smollm2(), expected.prompt, 64, tier=TIERS[1]) == expected.greedy
