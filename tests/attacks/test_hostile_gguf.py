@@ -40,7 +40,7 @@ GOOD = gguf(
 
 
 def refused(
-    tmp_path: Path, content: bytes, problem: str = "", error: type[FormatError | UnsupportedError] = FormatError
+    tmp_path: Path, content: bytes, problem: str, error: type[FormatError | UnsupportedError] = FormatError
 ) -> FormatError | UnsupportedError:
     """The one error; opening never took more than a few MB."""
     path = tmp_path / "x.gguf"
@@ -101,8 +101,8 @@ def test_absurd_counts_are_refused_before_anything_is_read(tmp_path: Path, count
 
 
 def test_a_count_a_little_too_high_is_refused(tmp_path: Path) -> None:
-    refused(tmp_path, gguf(pair_count=len(MINIMAL) + 1))
-    refused(tmp_path, gguf(MINIMAL, [], tensor_count=1))
+    refused(tmp_path, gguf(MINIMAL, [], pair_count=len(MINIMAL) + 1), "metadata entry 9 of 9")
+    refused(tmp_path, gguf(MINIMAL, [], tensor_count=1), "tensor 1 of 1")
 
 
 @pytest.mark.parametrize("length", [2**64 - 1, 2**63, 2**32, 1 << 20])
