@@ -76,6 +76,11 @@ def test_a_path_with_nothing_there_is_one_clear_error(tmp_path: Path, name: str)
     assert caught.value.hint == "give a Hugging Face directory or a .gguf file"
 
 
+def test_a_path_the_system_refuses_is_one_clear_error(tmp_path: Path) -> None:
+    with pytest.raises(FormatError, match="can't open .*: File name too long"):
+        open_checkpoint(tmp_path / ("x" * 300))
+
+
 def test_a_safetensors_file_by_itself_asks_for_its_directory(directory: Path) -> None:
     with pytest.raises(FormatError, match=r"expected a model directory or a \.gguf file") as caught:
         open_checkpoint(directory / "model.safetensors")

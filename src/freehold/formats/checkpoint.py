@@ -118,7 +118,13 @@ def open_checkpoint(path: Path) -> Checkpoint:
         FormatError: nothing there, or a damaged file.
         UnsupportedError: a well-formed model we can't read: unknown GGUF architecture, tensor type or quantization.
     """
-    path = Path(path)
+    try:
+        return _open(Path(path))
+    except OSError as error:
+        raise FormatError(f"can't open {path}: {error.strerror or error}") from None
+
+
+def _open(path: Path) -> Checkpoint:
     if path.is_dir():
         return _open_directory(path)
     if not path.exists():
