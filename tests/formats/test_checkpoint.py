@@ -77,7 +77,7 @@ def test_a_path_with_nothing_there_is_one_clear_error(tmp_path: Path, name: str)
 
 
 def test_a_path_the_system_refuses_is_one_clear_error(tmp_path: Path) -> None:
-    with pytest.raises(FormatError, match="can't open .*: File name too long"):
+    with pytest.raises(FormatError, match=r"can't open .*: File name too long"):
         open_checkpoint(tmp_path / ("x" * 300))
 
 
