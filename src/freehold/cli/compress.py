@@ -51,20 +51,38 @@ def command(
     chosen = {key: int(value) for key, value in given.items() if value is not None}
     options = CompressOptions(bits=int(bits), overwrite=force, symmetric=not asymmetric, **chosen)
     called = name or default_name(source, options.bits)
+    target = out or store_path(called)
     with progress() as bar:
         path = store.resolve(source, progress=bar)
-        report = compress(path, out or store.compressed_path(called), options, bar)
-    target = str(out) if out is not None else called
+        report = compress(path, target, options, bar)
+    shown = called if out is None else str(out)
     if as_json:
-        emit_json({"model": target, "report": report})
+        emit_json({"model": shown, "path": target, "report": report})
     else:
-        _print(report, target)
+        _print(report, shown)
 
 
 def default_name(source: str, bits: int) -> str:
     """A name for the store: the last part of the reference, without suffix and variant, and the bits."""
     last = source.rstrip("/").rsplit("/", 1)[-1].removesuffix(".gguf")
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.") + f"-int{bits}"
+
+
+def store_path(name: str) -> Path:
+    """Where a compressed model of that name lives.
+
+    Raises:
+        UsageError: it could not be found again by such a name.
+    """
+    from freehold.formats import store
+    from freehold.formats.builtin import BUILTINS
+    from freehold.formats.references import is_alias
+
+    if name in BUILTINS:
+        raise UsageError(f"{name} is a built-in model's name", hint="--name another one")
+    if not is_alias(name):
+        raise UsageError(f"{printable(name)!r} can't be a model's name", hint="use letters, digits, dots, dashes")
+    return store.models() / name
 
 
 def _print(report: Report, target: str) -> None:

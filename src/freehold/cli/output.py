@@ -14,14 +14,14 @@ from typing import Any, Protocol
 
 import click
 
-
 BAR_AFTER_SECONDS = 1.0  # shorter work is over before a bar is read
 
 
 class Progress(Protocol):
     """Told how far the work is: units done, units in all (None = unknown), and what is being done."""
 
-    def __call__(self, done: int, total: int | None, what: str) -> None: ...
+    def __call__(self, done: int, total: int | None, what: str) -> None:
+        """Draw it, or not."""
 
 
 def say(text: str) -> None:

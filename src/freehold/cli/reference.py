@@ -78,7 +78,11 @@ def _option(option: click.Option) -> str:
     if isinstance(option.type, click.Choice):
         value = " " + "\\|".join(option.type.choices)
     elif not option.is_flag:
-        value = " " + (option.metavar or option.type.name.upper())
+        kinds = {click.types.IntParamType: "INT", click.types.FloatParamType: "FLOAT"}
+        kind = next((word for base, word in kinds.items() if isinstance(option.type, base)), "TEXT")
+        if isinstance(option.type, click.Path):
+            kind = "FILE" if option.type.file_okay else "DIRECTORY"
+        value = " " + (option.metavar or kind)
     text = (option.help or "").replace("|", "\\|")
     return f"| `{', '.join(option.opts)}{value}` | {text} |"
 
