@@ -167,13 +167,15 @@ nb::object bind_linear(const std::string& tier_name, std::shared_ptr<Packed> pac
   } else {
     const int units = m.padded / m.unit;
     std::vector<int8_t> codes(static_cast<size_t>(rows) * m.padded);
-    std::vector<float> scales(static_cast<size_t>(rows) * units);
-    std::vector<int32_t> sums(static_cast<size_t>(rows) * units);
-    for (int r = 0; r < rows; ++r)
-      tier.quantize(x.data() + static_cast<size_t>(r) * m.columns, m.columns, m.unit, codes.data() + static_cast<size_t>(r) * m.padded,
-                    scales.data() + static_cast<size_t>(r) * units, sums.data() + static_cast<size_t>(r) * units);
+    std::vector<float> scales(static_cast<size_t>(rows) * units), sums(scales.size());
+    std::vector<int32_t> starts(scales.size());
+    for (int r = 0; r < rows; ++r) {
+      const size_t unit = static_cast<size_t>(r) * units;
+      tier.quantize(x.data() + static_cast<size_t>(r) * m.columns, m.columns, m.unit, m.zero, codes.data() + static_cast<size_t>(r) * m.padded,
+                    scales.data() + unit, sums.data() + unit, starts.data() + unit);
+    }
     const Memory scratch(scratch_bytes(m.padded));
-    tier.linear_quantized(m, {codes.data(), scales.data(), sums.data(), m.padded, units}, rows, 0, m.panels, output, scratch.data());
+    tier.linear_quantized(m, {codes.data(), scales.data(), sums.data(), starts.data(), m.padded, units}, rows, 0, m.panels, output, scratch.data());
   }
   return owned(std::move(out), rows, m.rows);
 }

@@ -86,6 +86,7 @@ void Executor::prepare(const StepView& s) {
   if (codes_.size() < rows * widest_) codes_.resize(rows * widest_);
   if (scales_.size() < rows * most_units_) scales_.resize(rows * most_units_);
   if (sums_.size() < rows * most_units_) sums_.resize(rows * most_units_);
+  if (starts_.size() < rows * most_units_) starts_.resize(rows * most_units_);
   for (auto& counter : next_) counter.store(0, std::memory_order_relaxed);
   blocks_.clear();
   for (int begin = 0; begin < s.rows;) {
@@ -180,24 +181,27 @@ void Executor::row_wise(const Instruction& op, int r) {
 // Where the current linear's activations lie: one place for all, or one for each member, which may be a part ahead.
 Executor::Quantized Executor::quantized_rows(int rows, int member) {
   const size_t base = rows >= kSharedRows ? 0 : static_cast<size_t>(member) * kSharedRows;
-  return {codes_.data() + base * widest_, scales_.data() + base * most_units_, sums_.data() + base * most_units_};
+  return {codes_.data() + base * widest_, scales_.data() + base * most_units_, sums_.data() + base * most_units_,
+          starts_.data() + base * most_units_};
 }
 
 void Executor::linear(const Instruction& op, int member) {
-  int column = op.column, unit = 0;
+  int column = op.column, unit = 0, zero = 0;
   const int rows = rows_of(op.in);
   for (size_t p = 0; p < op.parts.size(); ++p) {
     const Matrix& m = op.parts[p]->matrix;
-    if (quantized(m) && m.unit != unit) {  // parts with the same unit share the quantized activations
+    if (quantized(m) && (m.unit != unit || m.zero != zero)) {  // else the last part's quantized activations serve
       const bool shared = rows >= kSharedRows;
       if (shared && unit) team_.barrier();  // the last part's readers must be done
       const Quantized to = quantized_rows(rows, member);
       const int units = m.padded / m.unit;
       for (int r = shared ? member : 0; r < rows; r += shared ? team_.size() : 1)
-        tier_.quantize(row(op.in, r), m.columns, m.unit, to.codes + static_cast<size_t>(r) * m.padded,
-                       to.scales + static_cast<size_t>(r) * units, to.sums + static_cast<size_t>(r) * units);
+        tier_.quantize(row(op.in, r), m.columns, m.unit, m.zero, to.codes + static_cast<size_t>(r) * m.padded,
+                       to.scales + static_cast<size_t>(r) * units, to.sums + static_cast<size_t>(r) * units,
+                       to.starts + static_cast<size_t>(r) * units);
       if (shared) team_.barrier();
       unit = m.unit;
+      zero = m.zero;
     }
     linear_part(op, m, column, next_[op.counter + p], member);
     column += m.rows;
@@ -207,7 +211,7 @@ void Executor::linear(const Instruction& op, int member) {
 void Executor::linear_part(const Instruction& op, const Matrix& m, int column, std::atomic<int>& next, int member) {
   const int rows = rows_of(op.in), size = team_.size();
   const Quantized from = quantized_rows(rows, member);
-  const Activations activations = {from.codes, from.scales, from.sums, m.padded, quantized(m) ? m.padded / m.unit : 0};
+  const Activations activations = {from.codes, from.scales, from.sums, from.starts, m.padded, quantized(m) ? m.padded / m.unit : 0};
   const float* bias = op.vector.empty() ? nullptr : op.vector.data() + (column - op.column);
   const Output out = {data_[op.out].data() + column, shapes_[op.out].columns, bias, op.accumulate};
   auto panels = [&](int begin, int end) {

@@ -49,7 +49,7 @@ class Executor {
 
  private:
   struct Block { int begin, end; };  // rows of one sequence that attend together
-  struct Quantized { int8_t* codes; float* scales; int32_t* sums; };
+  struct Quantized { int8_t* codes; float *scales, *sums; int32_t* starts; };
   Quantized quantized_rows(int rows, int member);
   void check(const StepView& step) const;
   void prepare(const StepView& step);
@@ -78,8 +78,8 @@ class Executor {
   std::vector<double> seconds_;         // by instruction, when timing
   size_t widest_ = 1, most_units_ = 1;  // columns and activation groups of the widest quantized linear
   std::vector<int8_t> codes_;           // activations quantized for the current linear
-  std::vector<float> scales_;
-  std::vector<int32_t> sums_;
+  std::vector<float> scales_, sums_;
+  std::vector<int32_t> starts_;
   std::vector<Memory> scratch_;         // per member
 };
 

@@ -35,11 +35,13 @@ struct Matrix {
   const void* offsets;  // null if symmetric
 };
 
-// Activations quantized by `quantize`: int8 [rows, stride], one scale and one sum of codes per unit.
+// Activations quantized by `quantize` for matrices of one unit and zero: int8 [rows, stride]; per unit a scale, the sum of
+// codes (a small integer, exact as a float), and what integer sums start from: -zero times the sum.
 struct Activations {
   const int8_t* codes;
   const float* scales;   // [rows, units]
-  const int32_t* sums;   // [rows, units]
+  const float* sums;     // [rows, units]
+  const int32_t* starts; // [rows, units]
   ptrdiff_t stride;      // bytes from row to row
   int units;
 };
@@ -84,8 +86,8 @@ struct AttentionTask {
 // in the same order whatever the number of rows.
 struct Tier {
   const char* name;
-  // One row: absmax int8 per unit of columns; see reference.quantize_rows.
-  void (*quantize)(const float* x, int columns, int unit, int8_t* codes, float* scales, int32_t* sums);
+  // One row: absmax int8 per unit of columns; see reference.quantize_rows. The other pointers as in Activations.
+  void (*quantize)(const float* x, int columns, int unit, int zero, int8_t* codes, float* scales, float* sums, int32_t* starts);
   // Panels [begin, end) of a quantized matrix for `rows` rows. scratch: scratch_bytes(matrix) bytes, 64-aligned.
   void (*linear_quantized)(const Matrix&, const Activations&, int rows, int begin, int end, const Output&, void* scratch);
   void (*linear_float)(const Matrix&, const float* x, ptrdiff_t stride, int rows, int begin, int end, const Output&);

@@ -3,7 +3,19 @@
 
 namespace {
 
-void quantize(const float* x, int columns, int unit, int8_t* codes, float* scales, int32_t* sums) {
+// W integers in -128..127 as bytes.
+inline void store_int8(int8_t* p, vi v) {
+#if defined(__AVX512F__)
+  _mm_storeu_si128((__m128i*)p, _mm512_cvtepi32_epi8((__m512i)v));
+#elif defined(__AVX2__)
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128((__m256i)v), _mm256_extracti128_si256((__m256i)v, 1));
+  _mm_storel_epi64((__m128i*)p, _mm_packs_epi16(words, words));
+#else
+  for (int i = 0; i < W; ++i) p[i] = static_cast<int8_t>(v[i]);
+#endif
+}
+
+void quantize(const float* x, int columns, int unit, int zero, int8_t* codes, float* scales, float* sums, int32_t* starts) {
   for (int begin = 0, u = 0; begin < columns; begin += unit, ++u) {
     const int width = columns - begin < unit ? columns - begin : unit;
     alignas(64) float padded[freehold::kMaxUnit];
@@ -23,12 +35,13 @@ void quantize(const float* x, int columns, int unit, int8_t* codes, float* scale
       const vf rounded = load(from + i) * inverse + kMagic;
       const vi q = as_int(rounded) - as_int(splat(kMagic));
       total = total + q;
-      for (int j = 0; j < W; ++j) codes[begin + i + j] = static_cast<int8_t>(q[j]);
+      store_int8(codes + begin + i, q);
     }
     int32_t s = 0;
     for (int j = 0; j < W; ++j) s += total[j];
     scales[u] = scale;
-    sums[u] = s;
+    sums[u] = static_cast<float>(s);
+    starts[u] = -zero * s;
   }
 }
 
@@ -97,42 +110,41 @@ void quantized_block(const freehold::Matrix& m, const uint8_t* codes, const free
                      const freehold::Output& out) {
   const size_t step = static_cast<size_t>(m.padded) * freehold::kPanel / (PACKED ? 2 : 1);
   const int8_t* x = a.codes + row * a.stride;
-  const float* x_scales = a.scales + static_cast<size_t>(row) * a.units;
-  const int32_t* x_sums = a.sums + static_cast<size_t>(row) * a.units;
+  const size_t first_unit = static_cast<size_t>(row) * a.units;
   vf acc[R][P][V] = {};
   for (int u = 0; u < a.units; ++u) {
     vi dot[R][P][V];
-    for (int r = 0; r < R; ++r) {
-      const vi start = splat(-m.zero * x_sums[static_cast<size_t>(r) * a.units + u]);
+    for (int r = 0; r < R; ++r)
       for (int p = 0; p < P; ++p)
-        for (int v = 0; v < V; ++v) dot[r][p][v] = start;
-    }
-    for (int k = u * m.unit; k < (u + 1) * m.unit; k += 8)
+        for (int v = 0; v < V; ++v) dot[r][p][v] = splat(a.starts[first_unit + static_cast<size_t>(r) * a.units + u]);
+    for (int k = u * m.unit; k < (u + 1) * m.unit; k += 8) {
+      vb first[P][V], second[P][V];
       for (int p = 0; p < P; ++p)
         for (int v = 0; v < V; ++v) {
-          vb first, second;
           if (PACKED) {
             const vb both = load_bytes(codes + p * step + static_cast<size_t>(k) * 8 + v * 4 * W);
-            first = low_nibbles(both);
-            second = high_nibbles(both);
+            first[p][v] = low_nibbles(both);
+            second[p][v] = high_nibbles(both);
           } else {
-            first = load_bytes(codes + p * step + static_cast<size_t>(k) * 16 + v * 4 * W);
-            second = load_bytes(codes + p * step + static_cast<size_t>(k) * 16 + 64 + v * 4 * W);
-          }
-          for (int r = 0; r < R; ++r) {
-            dot[r][p][v] = dot4<SMALL>(dot[r][p][v], first, quad(x + r * a.stride + k));
-            dot[r][p][v] = dot4<SMALL>(dot[r][p][v], second, quad(x + r * a.stride + k + 4));
+            first[p][v] = load_bytes(codes + p * step + static_cast<size_t>(k) * 16 + v * 4 * W);
+            second[p][v] = load_bytes(codes + p * step + static_cast<size_t>(k) * 16 + 64 + v * 4 * W);
           }
         }
+      for (int r = 0; r < R; ++r)
+        for (int p = 0; p < P; ++p)
+          for (int v = 0; v < V; ++v) {
+            dot[r][p][v] = dot4<SMALL>(dot[r][p][v], first[p][v], quad(x + r * a.stride + k));
+            dot[r][p][v] = dot4<SMALL>(dot[r][p][v], second[p][v], quad(x + r * a.stride + k + 4));
+          }
+    }
     for (int p = 0; p < P; ++p)
       for (int v = 0; v < V; ++v) {
         const size_t at = (static_cast<size_t>(panel + p) * m.groups + u / m.units_per_group) * freehold::kPanel + v * W;
         const vf scale = load_scale(m, m.scales, at);
         const vf offset = m.offsets ? load_scale(m, m.offsets, at) : vf{};
         for (int r = 0; r < R; ++r) {
-          const size_t i = static_cast<size_t>(r) * a.units + u;
-          acc[r][p][v] = apply_scales(acc[r][p][v], dot[r][p][v], scale, m.offsets ? &offset : nullptr,
-                                      static_cast<float>(x_sums[i]), x_scales[i]);
+          const size_t i = first_unit + static_cast<size_t>(r) * a.units + u;
+          acc[r][p][v] = apply_scales(acc[r][p][v], dot[r][p][v], scale, m.offsets ? &offset : nullptr, a.sums[i], a.scales[i]);
         }
       }
   }
@@ -159,6 +171,7 @@ void quantized_rows(const freehold::Matrix& m, const uint8_t* codes, const freeh
   for (; row < rows; ++row) quantized_block<1, P, PACKED, SMALL>(m, codes, a, row, panel, out);
 }
 
+constexpr int kPair = V == 1 ? 2 : 1;  // panels in a block of several rows: as many as the registers hold
 constexpr int kExpandRows = 16;  // from so many rows on, unpacking a panel once is cheaper than for every block of rows
 
 template <bool PACKED, bool SMALL>
@@ -169,7 +182,7 @@ void quantized_panels(const freehold::Matrix& m, const freehold::Activations& a,
   int panel = begin;
   if (rows == 1)  // one row: four panels in flight hide the latency of their dot products
     for (; panel + 4 <= end; panel += 4) quantized_block<1, 4, PACKED, SMALL>(m, codes + panel * step, a, 0, panel, out);
-  for (; panel + 2 <= end; panel += 2) quantized_rows<2, PACKED, SMALL>(m, codes + panel * step, a, rows, panel, out);
+  for (; panel + kPair <= end; panel += kPair) quantized_rows<kPair, PACKED, SMALL>(m, codes + panel * step, a, rows, panel, out);
   for (; panel < end; ++panel) quantized_rows<1, PACKED, SMALL>(m, codes + panel * step, a, rows, panel, out);
 }
 
@@ -178,11 +191,11 @@ void expanded_panels(const freehold::Matrix& m, const freehold::Activations& a, 
   const size_t packed_step = static_cast<size_t>(m.padded) * freehold::kPanel / 2;
   const size_t step = static_cast<size_t>(m.padded) * freehold::kPanel;
   const uint8_t* codes = static_cast<const uint8_t*>(m.codes);
-  for (int panel = begin; panel < end; panel += 2) {
-    const int count = end - panel < 2 ? end - panel : 2;
+  for (int panel = begin; panel < end; panel += kPair) {
+    const int count = end - panel < kPair ? end - panel : kPair;
     for (int p = 0; p < count; ++p) expand(codes + (panel + p) * packed_step, m.padded, scratch + p * step);
-    if (count == 2)
-      quantized_rows<2, false, true>(m, scratch, a, rows, panel, out);
+    if (count == kPair)
+      quantized_rows<kPair, false, true>(m, scratch, a, rows, panel, out);
     else
       quantized_rows<1, false, true>(m, scratch, a, rows, panel, out);
   }

@@ -95,9 +95,8 @@ void tile_block(const freehold::Matrix& m, const uint8_t* codes, const freehold:
           const size_t i = static_cast<size_t>(row + r) * a.units + u;
           vi dot;
           __builtin_memcpy(&dot, sums + r * 32 + p * 16 + v * W, sizeof dot);
-          dot = dot - m.zero * a.sums[i];
-          acc[r][p][v] = apply_scales(acc[r][p][v], dot, scale, m.offsets ? &offset : nullptr, static_cast<float>(a.sums[i]),
-                                      a.scales[i]);
+          dot = dot + a.starts[i];
+          acc[r][p][v] = apply_scales(acc[r][p][v], dot, scale, m.offsets ? &offset : nullptr, a.sums[i], a.scales[i]);
         }
       }
   }
@@ -130,8 +129,8 @@ void linear_tiles(const freehold::Matrix& m, const freehold::Activations& a, int
     release();
   }
   if (rest > 0 && rest <= 16) {  // too few for two row tiles
-    const freehold::Activations tail = {a.codes + whole * a.stride, a.scales + static_cast<size_t>(whole) * a.units,
-                                        a.sums + static_cast<size_t>(whole) * a.units, a.stride, a.units};
+    const size_t units = static_cast<size_t>(whole) * a.units;
+    const freehold::Activations tail = {a.codes + whole * a.stride, a.scales + units, a.sums + units, a.starts + units, a.stride, a.units};
     const freehold::Output tail_out = {out.data + whole * out.stride, out.stride, out.bias, out.accumulate};
     linear_quantized(m, tail, rest, begin, end, tail_out, scratch);
   }
