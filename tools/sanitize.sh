@@ -10,7 +10,7 @@ export PATH="$bin:$PATH"
 
 mkdir -p build
 echo "== sanitize: compiling the kernels with checks"
-cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Release -DFREEHOLD_SANITIZE=ON \
+cmake -S . -B build/sanitize -G Ninja -DCMAKE_BUILD_TYPE=Release -DFREEHOLD_SANITIZE=address,undefined \
     -DCMAKE_CXX_COMPILER="$compiler" -DPython_EXECUTABLE="$bin/python" >build/sanitize.log 2>&1 ||
     { cat build/sanitize.log >&2; exit 1; }
 cmake --build build/sanitize >build/sanitize.log 2>&1 || { cat build/sanitize.log >&2; exit 1; }
