@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from freehold.compress.plan import TensorPlan
+from freehold.errors import FormatError
 
 SHARD_BYTES = 2_000_000_000
 _SIZES = {"I64": 8, "F32": 4, "I32": 4, "F16": 2, "BF16": 2, "I8": 1}
@@ -87,7 +88,11 @@ def parts(plan: TensorPlan) -> list[Part]:
 
 
 def lay_out(plans: Sequence[TensorPlan], limit: int = SHARD_BYTES) -> Layout:
-    """Place all parts. A tensor's parts stay in one file; a new file begins where `limit` bytes would be passed."""
+    """Place all parts. A tensor's parts stay in one file; a new file begins where `limit` bytes would be passed.
+
+    Raises:
+        FormatError: two parts of the same name.
+    """
     files: list[list[tuple[TensorPlan, list[Part]]]] = [[]]
     filled = 0
     for plan in plans:
@@ -98,6 +103,7 @@ def lay_out(plans: Sequence[TensorPlan], limit: int = SHARD_BYTES) -> Layout:
             filled = 0
         files[-1].append((plan, made))
         filled += size
+    _refuse_collisions(part.name for members in files for _, made in members for part in made)
     shards, slots = [], {plan.name: dict[str, Slot]() for plan in plans}
     for number, members in enumerate(files, 1):
         name = "model.safetensors" if len(files) == 1 else f"model-{number:05d}-of-{len(files):05d}.safetensors"
@@ -121,6 +127,14 @@ def _place(file: str, members: Iterable[tuple[TensorPlan, list[Part]]], slots: d
         begin = table[part.name]["data_offsets"][0]
         slots[plan.name][part.kind] = Slot(file, len(header) + begin, part)
     return Shard(file, header, len(header) + position)
+
+
+def _refuse_collisions(names: Iterable[str]) -> None:
+    seen = set()
+    for name in names:
+        if name in seen:
+            raise FormatError(f"the source holds {name}, a name that its compressed form needs for something else")
+        seen.add(name)
 
 
 def _index(slots: dict[str, dict[str, Slot]]) -> dict[str, Any]:

@@ -153,11 +153,11 @@ def _wide(info: TensorInfo, role: str, options: CompressOptions, tied: str) -> T
     if options.embedding_bits == KEEP:
         dtype = "F16" if info.dtype == "F16" else "BF16"
         return TensorPlan(info, role, None, dtype, "kept in 16 bits as asked", tied)
-    group = _group(info.shape[1], options.group_size)
-    reason = f"{role} layer: 8 bits, its errors reach the logits directly"
+    # One scale per row: groups of 32 took SmolLM2-135M's KL divergence from 0.2457 to 0.2449, for 0.5 bits per weight.
+    reason = f"{role} layer: 8 bits with one scale per row, its errors reach the logits directly"
     if tied:
         reason += "; output layer shares it"
-    return TensorPlan(info, role, Scheme(8, group, True, packed=False), "", reason, tied)
+    return TensorPlan(info, role, Scheme(8, None, True, packed=False), "", reason, tied)
 
 
 def _keep(info: TensorInfo, reason: str, role: str = "other") -> TensorPlan:
