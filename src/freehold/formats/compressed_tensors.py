@@ -101,7 +101,9 @@ class CompressedCheckpoint(CheckpointBase):
         if last == "weight_g_idx":
             raise UnsupportedError(f"{self.path}: {base} has reordered columns (weight_g_idx)")
         owners = (f"{base}.weight", f"{base}.weight_packed")
-        return None if last in _COMPANIONS and any(owner in self._stored for owner in owners) else stored
+        # An output layer that shares the embedding's int8 codes has scales of its own and no weight.
+        tied = base.split(".")[-1] == "lm_head" and bool(self.config.get("tie_word_embeddings"))
+        return None if last in _COMPANIONS and (tied or any(owner in self._stored for owner in owners)) else stored
 
     def _quantized(self, name: str) -> bool:
         if f"{name}_packed" in self._stored:
