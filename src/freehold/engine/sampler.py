@@ -1,7 +1,7 @@
 """From logits to tokens. Knows nothing of models, pages or processes.
 
 Each request has a generator of its own and draws one number per token, so what a seed gives never depends on the
-requests beside it. Order: penalties, logit_bias, temperature, min-p, top-k, top-p, draw.
+requests beside it. Order: penalties, logit_bias, top-k, temperature, min-p, top-p, draw.
 """
 
 from __future__ import annotations
@@ -102,13 +102,13 @@ def _choose(logits: F32, state: SamplerState) -> int:
 
 def _candidates(logits: F32, sampling: Sampling) -> tuple[I64 | None, F32]:
     """(ids, unnormalized mass) of tokens that may be drawn; ids None = the whole vocabulary in order."""
+    ids: I64 | None = None
+    if 0 < sampling.top_k < len(logits):
+        ids = _largest(logits, sampling.top_k)
+        logits = logits[ids]
     mass: F32 = np.exp((logits - logits.max()) / np.float32(sampling.temperature))
     if sampling.min_p > 0:
         mass[mass < sampling.min_p] = 0.0  # the peak's mass is 1
-    ids: I64 | None = None
-    if 0 < sampling.top_k < len(mass):
-        ids = _largest(mass, sampling.top_k)
-        mass = mass[ids]
     if sampling.top_p < 1:
         kept = _nucleus(mass, sampling.top_p)
         ids, mass = (kept if ids is None else ids[kept]), mass[kept]

@@ -133,7 +133,7 @@ def load_message(model: Path, settings: EngineSettings, precision: str) -> Load:
 def _checked(decoder: msgspec.msgpack.Decoder[Any], body: bytes) -> Any:
     try:
         return decoder.decode(body)
-    except (msgspec.DecodeError, FreeholdError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, FreeholdError, RecursionError) as error:
         raise FrameError(f"not a frame of this protocol: {error}") from None
 
 
