@@ -101,9 +101,10 @@ class UpstreamError(FreeholdError):
     """A provider refused, failed or fell silent.
 
     Args:
-        kind: the class of failure (`auth banned region billing rate overload transport context content_policy invalid capability`).
+        kind: the class of failure: auth, banned, region, billing, rate, overload, transport, context, content_policy,
+            invalid or capability.
         status: HTTP status, when one arrived.
-        body: what the provider said, already stripped of keys; relayed when no other backend can answer.
+        body: what the provider said, stripped of keys; relayed when no other backend can answer.
     """
 
     def __init__(

@@ -20,7 +20,9 @@ def tier(request: pytest.FixtureRequest) -> str:
     return name
 
 
-def quantized(rng: np.random.Generator, rows: int, columns: int, bits: int, group: int, symmetric: bool) -> QuantizedMatrix:
+def quantized(
+    rng: np.random.Generator, rows: int, columns: int, bits: int, group: int, symmetric: bool
+) -> QuantizedMatrix:
     groups = -(-columns // group)
     codes = rng.integers(0, 1 << bits, (rows, columns), dtype=np.uint8)
     scales = (rng.standard_normal((rows, groups)) * 0.01).astype(np.float32)
@@ -32,7 +34,10 @@ def tiny_program(heads: int = 4, kv_heads: int = 2, dim: int = 16, layers: int =
     """A two-layer decoder with every operation of the instruction set, on awkward sizes."""
     hidden, inner, context = 72, 88, 512
     qkv = (heads + 2 * kv_heads) * dim
-    ops = [Op("embed", "x", (), ("embed",), {"scale": 1.5}), Op("rope_table", "table", (), ("inv_freq",), {"factor": 1.1})]
+    ops = [
+        Op("embed", "x", (), ("embed",), {"scale": 1.5}),
+        Op("rope_table", "table", (), ("inv_freq",), {"factor": 1.1}),
+    ]
     for layer in range(layers):
         here = f"{layer}."
         ops += [
@@ -84,7 +89,9 @@ def tiny_weights(program: Program, precision: str, seed: int = 0) -> dict[str, M
             if name in out:
                 continue
             if name == "inv_freq":
-                out[name] = (10000.0 ** (-np.arange(program.head_dim // 2) / (program.head_dim // 2))).astype(np.float32)
+                out[name] = (10000.0 ** (-np.arange(program.head_dim // 2) / (program.head_dim // 2))).astype(
+                    np.float32
+                )
             elif "norm" in name:
                 columns = program.head_dim if "qnorm" in name else program.buffers[op.out].columns
                 out[name] = (1 + 0.1 * rng.standard_normal(columns)).astype(np.float32)

@@ -89,7 +89,7 @@ class Executor:
         self._native.copy_page(source, target)
 
     def profile(self) -> dict[str, float]:
-        """Seconds spent in each kind of operation since the last call (a linear by its weight); the first call turns it on."""
+        """Seconds in each kind of operation (a linear by its weight) since the last call; the first call turns it on."""
         out: dict[str, float] = {}
         for op, seconds in zip(self.program.ops, self._native.profile(), strict=True):
             name = op.kind if op.kind != "linear" else f"linear {op.weights[0].rsplit('.', 1)[-1]}"

@@ -40,7 +40,8 @@ class QuantizedMatrix:
     Args:
         codes: uint8 [N, K], each in 0 .. 2^bits - 1.
         scales: float32 [N, ceil(K/group)].
-        offsets: float32, as scales, for w = scales * codes + offsets; None when symmetric, w = scales * (codes - 2^(bits-1)).
+        offsets: float32, as scales, for w = scales * codes + offsets; None when symmetric: w = scales * (codes -
+            2^(bits-1)).
         bits: 4 or 8.
         group: columns per scale: 32, 64, 128 or K (one scale per row).
     """

@@ -5,17 +5,17 @@ in NumPy) runs the whole list once per scheduler step. This module knows no arch
 
 Operations (`in`, `out` are buffers of float32 rows; T = rows of the step, R = rows whose logits are wanted):
 
-| kind         | inputs             | weights           | attrs                                    | meaning |
-|--------------|--------------------|-------------------|------------------------------------------|---------|
-| embed        |                    | table [V, C]      | scale                                    | out[t] = table[token[t]] * scale |
-| rmsnorm      | x                  | gain [C]          | eps, offset                              | out = x / rms(x) * (gain + offset) |
-| linear       | x                  | matrix [N, K]     | column, accumulate                       | out[:, column:column+N] (+)= x @ W.T (+ bias) |
-| headnorm     |                    | gain [D]          | eps, offset, column, heads               | in place: RMSNorm over each head of `out` |
-| rope_table   |                    | inv_freq [D/2]    | factor                                   | out[t] = cos(pos*f) * factor, then sin(pos*f) * factor |
-| rope         | table              |                   | column, heads, head_dim                  | in place: rotate halves of each head of `out` |
-| attention    | qkv                |                   | layer, heads, kv_heads, head_dim, scale  | store K and V, then attend over the sequence's pages |
-| silu_mul     | x [T, 2C]          |                   |                                          | out = silu(x[:, :C]) * x[:, C:] |
-| gather       | x [T, C]           |                   |                                          | out[r] = x[outputs[r]] |
+    kind        inputs     weights        attrs                               meaning
+    embed                  table [V, C]   scale                               out[t] = table[token[t]] * scale
+    rmsnorm     x          gain [C]       eps, offset                         out = x / rms(x) * (gain + offset)
+    linear      x          matrix [N, K]  column, accumulate                  out[:, column:column+N] (+)= x @ W.T (+ bias)
+    headnorm               gain [D]       eps, offset, column, heads          in place: RMSNorm over each head of `out`
+    rope_table             inv_freq       factor                              out[t] = cos(pos*f), sin(pos*f), times factor
+    rope        table                     column, heads, head_dim             in place: rotate halves of each head of `out`
+    attention   qkv                       layer, heads, kv_heads, head_dim,   store K and V, then attend over the pages
+                                          scale                               of the row's sequence
+    silu_mul    x [T, 2C]                                                     out = silu(x[:, :C]) * x[:, C:]
+    gather      x [T, C]                                                      out[r] = x[outputs[r]]
 
 `linear` may carry a second weight, its bias [N]. Quantized matrices read activations quantized dynamically to int8 in
 groups (see `reference.quantize_rows`). Every row is computed by the same operations in the same order whatever the
@@ -32,8 +32,6 @@ from numpy.typing import NDArray
 
 PAGE = 64
 """Tokens per page of the KV cache."""
-
-KINDS = ("embed", "rmsnorm", "linear", "headnorm", "rope_table", "rope", "attention", "silu_mul", "gather")
 
 
 @dataclass(frozen=True, slots=True)

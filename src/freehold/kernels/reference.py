@@ -8,6 +8,7 @@ the other operations agree to float32 rounding. Slow by design: used in tests an
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,8 +23,9 @@ _f = np.float32
 def quantize_rows(x: F32, group: int) -> tuple[NDArray[np.int8], F32]:
     """Quantize activations to int8, symmetric, one scale per row and group of columns.
 
-    scale = absmax / 127 (float32 division); q = round-half-even(x * (1 / scale)) with 1/scale a float32 division,
-    0 where the group is all zero or its scale subnormal (no usable inverse). Returns int8 [T, K padded to a multiple of `group`] and float32 [T, K/group].
+    scale = absmax / 127 (float32 division); q = round-half-even(x * (1 / scale)) with 1/scale a float32 division; 0 where
+    the group is all zero or its scale subnormal (no usable inverse). Returns int8 [T, K padded to a multiple of `group`]
+    and float32 [T, K/group].
     """
     rows, columns = x.shape
     padded = -(-columns // group) * group
@@ -56,9 +58,11 @@ def quantized_linear(x: F32, matrix: QuantizedMatrix) -> F32:
         width = min(unit, columns - begin)
         dot = qu[:, :width] @ codes[:, begin : begin + width].T
         part = dot.astype(_f) * matrix.scales[:, begin // matrix.group][None, :]
-        if not matrix.symmetric:
-            assert matrix.offsets is not None
-            part = part + qu.sum(axis=1, dtype=np.int32).astype(_f)[:, None] * matrix.offsets[:, begin // matrix.group][None, :]
+        if matrix.offsets is not None:
+            part = (
+                part
+                + qu.sum(axis=1, dtype=np.int32).astype(_f)[:, None] * matrix.offsets[:, begin // matrix.group][None, :]
+            )
         acc = acc + part * sx[:, begin // matrix.act_group][:, None]
     return acc
 
@@ -124,14 +128,10 @@ class ReferenceExecutor:
             cache[:, target * PAGE : target * PAGE + PAGE] = cache[:, source * PAGE : source * PAGE + PAGE]
 
     def _matrix(self, name: str) -> Matrix:
-        weight = self.weights[name]
-        assert isinstance(weight, Matrix)
-        return weight
+        return cast(Matrix, self.weights[name])
 
     def _vector(self, name: str) -> F32:
-        weight = self.weights[name]
-        assert isinstance(weight, np.ndarray)
-        return weight
+        return cast(F32, self.weights[name])
 
     def _embed(self, op: Op, step: Step) -> None:
         self.buffers[op.out][:] = self._matrix(op.weights[0]).rows(step.tokens) * _f(op.attrs.get("scale", 1.0))
