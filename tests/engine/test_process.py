@@ -159,6 +159,46 @@ def test_closing_the_iterator_cancels_the_request_and_frees_its_pages(model: Pat
     run(test)
 
 
+def test_an_id_can_be_used_again_at_once_without_hearing_of_its_past(model: Path) -> None:
+    async def test() -> None:
+        async with started(model) as process:
+            expected = [output.token for output in await collect(process, tiny.request("a", [7, 8]))]
+            for _ in range(5):
+                async with aclosing(process.generate(tiny.request("a", [1], max_tokens=LONG))) as stream:
+                    await anext(stream)
+                outputs = await collect(process, tiny.request("a", [7, 8]))
+                assert [output.token for output in outputs] == expected
+                assert {output.id for output in outputs} == {"a"}
+
+    run(test)
+
+
+def test_the_engine_process_inherits_no_keys(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("FREEHOLD_API_KEY", "OPENAI_API_KEY", "HF_TOKEN", "MY_UPSTREAM"):
+        monkeypatch.setenv(name, "sk-must-not-travel")
+
+    async def test() -> None:
+        async with started(model) as process:
+            assert process.facts is not None
+            assert "must-not-travel" not in _environment_of(process.facts.pid)
+
+    run(test)
+
+
+def test_a_failing_supervisor_leaves_nobody_waiting(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test() -> None:
+        async with started(model) as process:
+            stream = process.generate(tiny.request("a", [1], max_tokens=LONG))
+            await anext(stream)
+            monkeypatch.setattr(process, "_hand_out", None)
+            with pytest.raises(EngineDownError, match="supervisor failed"):
+                async for _ in stream:
+                    pass
+            assert process.state == "down"
+
+    run(test)
+
+
 def test_cancel_ends_the_iterator_with_a_reason(model: Path) -> None:
     async def test() -> None:
         async with started(model) as process:
@@ -250,6 +290,10 @@ def test_the_engine_dies_with_its_owner(model: Path) -> None:
         await until(lambda: not _alive(pid))
 
     run(test)
+
+
+def _environment_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/environ").read_text()
 
 
 def _alive(pid: int) -> bool:

@@ -67,7 +67,20 @@ def test_the_filters_combine() -> None:
     check(draws(top_k=4, top_p=0.85), np.where(P >= 0.15 - 1e-6, P, 0))
 
 
-def test_a_nucleus_wider_than_the_first_look_is_still_right() -> None:
+def test_a_draw_from_many_tokens_follows_the_distribution_across_blocks() -> None:
+    generator = np.random.default_rng(0)
+    logits = generator.standard_normal(3000).astype(np.float32)
+    state = SamplerState(Sampling(seed=5), [])
+    tokens = np.array([sample(logits[None, :], [state])[0].token for _ in range(DRAWS)])
+    mass = np.exp(logits.astype(np.float64))
+    owner = np.arange(3000) % 6  # six classes, each spread over all blocks
+    classes = np.bincount(owner[tokens], minlength=6)
+    check(classes, np.bincount(owner, weights=mass, minlength=6))
+    sixths = np.bincount(tokens // 500, minlength=6)
+    check(sixths, np.bincount(np.arange(3000) // 500, weights=mass, minlength=6))
+
+
+def test_a_wide_nucleus_is_exact() -> None:
     logits = np.zeros(5000, np.float32)
     logits[4000:] = -200
     state = SamplerState(Sampling(top_p=0.9, seed=3), [])

@@ -32,6 +32,22 @@ STOP_SECONDS = 5.0
 _LINE = 1 << 14
 """Longest line of the worker's output kept, in bytes."""
 
+_INHERITED = (
+    "PATH",
+    "PYTHON",
+    "LD_",
+    "LANG",
+    "LC_",
+    "HOME",
+    "TMPDIR",
+    "VIRTUAL_ENV",
+    "COVERAGE_",
+    "ASAN_",
+    "UBSAN_",
+    "TSAN_",
+)
+"""Beginnings of the environment variables that the worker inherits."""
+
 _log = logging.getLogger("freehold.engine")
 _worker_log = logging.getLogger("freehold.engine.output")
 
@@ -76,6 +92,7 @@ class _Connection:
                     str(theirs.fileno()),
                     str(os.getpid()),
                     pass_fds=[theirs.fileno()],
+                    env=_environment(),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.STDOUT,
@@ -121,6 +138,11 @@ class _Connection:
         return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
+def _environment() -> dict[str, str]:
+    """What the worker needs of the environment, and no more: it reads models from strangers and has no use for keys."""
+    return {name: value for name, value in os.environ.items() if name.startswith(_INHERITED)}
+
+
 async def _log_lines(stream: asyncio.StreamReader) -> None:
     """What the worker writes, into the log, line by line; a line without end is cut."""
     rest = b""
@@ -151,7 +173,10 @@ class EngineProcess:
         self._reason = "it has not been started"
         self._connection: _Connection | None = None
         self._supervisor: asyncio.Task[None] | None = None
+        # by a number of our own: a late word about a closed request must not reach the next one of the same id
         self._open: dict[str, asyncio.Queue[TokenOutput | FreeholdError]] = {}
+        self._numbers: dict[str, str] = {}
+        self._requests = 0
 
     @property
     def stats(self) -> EngineStats:
@@ -183,37 +208,40 @@ class EngineProcess:
             EngineDownError: the process is not ready, or died meanwhile.
         """
         connection = self._connection
-        if connection is None:
+        if connection is None or self.state != "ready":
             raise self._down()
-        if request.id in self._open:
+        if request.id in self._numbers:
             raise UsageError(f"a request with id {request.id!r} is already running")
+        self._requests += 1
+        number = self._numbers[request.id] = str(self._requests)
         # bounded by what a request may generate: the context
         queue: asyncio.Queue[TokenOutput | FreeholdError] = asyncio.Queue()
-        self._open[request.id] = queue
+        self._open[number] = queue
         finished = False
         try:
-            self._send(connection, wire.Add(request))
+            self._send(connection, wire.Add(replace(request, id=number)))
             await connection.drained()
             while not finished:
                 item = await queue.get()
                 finished = isinstance(item, FreeholdError) or item.finish is not None
                 if isinstance(item, FreeholdError):
                     raise item
-                yield item
+                yield replace(item, id=request.id)
         finally:
-            del self._open[request.id]
+            del self._open[number], self._numbers[request.id]
             if not finished:
-                connection.send(wire.Cancel(request.id))
+                connection.send(wire.Cancel(number))
 
     async def cancel(self, request_id: str) -> None:
         """Ask the engine to drop a request; its iterator then ends with finish "cancelled". Unknown ids are ignored."""
-        if self._connection is not None and request_id in self._open:
-            self._connection.send(wire.Cancel(request_id))
+        if self._connection is not None and request_id in self._numbers:
+            self._connection.send(wire.Cancel(self._numbers[request_id]))
             await self._connection.drained()
 
     async def stop(self) -> None:
         """Stop the process and its supervision; open iterators raise EngineDownError. May be called twice."""
-        self._reason = "it was stopped"
+        self.state, self._reason = "down", "it was stopped"
+        self._fail_open()
         connection, self._connection = self._connection, None
         if self._supervisor is not None:
             self._supervisor.cancel()
@@ -224,7 +252,6 @@ class EngineProcess:
             connection.send(wire.Stop())
             await connection.close(seconds=STOP_SECONDS)
         self.state = "down"
-        self._fail_open()
 
     def _send(self, connection: _Connection, message: wire.ToEngine) -> None:
         try:
@@ -253,6 +280,17 @@ class EngineProcess:
         )
 
     async def _supervise(self, connection: _Connection) -> None:
+        """Keep a worker alive until told otherwise; whatever ends this, nobody is left waiting."""
+        try:
+            await self._keep_alive(connection)
+        except Exception as error:
+            self._reason = f"its supervisor failed: {type(error).__name__}: {error}"
+            _log.exception("the supervisor of the engine process failed")
+        finally:
+            self.state = "down"
+            self._fail_open()
+
+    async def _keep_alive(self, connection: _Connection) -> None:
         """Listen until the worker dies, fail its requests, start another; for ever, or until starting is refused."""
         backoff = Backoff()
         while True:
@@ -299,7 +337,7 @@ class EngineProcess:
                 self._reason, age = error.message, 0.0
                 _log.error("%s", error.message)
             except FreeholdError as error:
-                self.state, self._reason = "down", error.message
+                self._reason = error.message
                 _log.error("the engine can't be restarted: %s", error.message)
                 return None
             else:

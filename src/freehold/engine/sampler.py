@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 from freehold.engine.request import Sampling
 
 F32 = NDArray[np.float32]
-F64 = NDArray[np.float64]
 I64 = NDArray[np.int64]
 
-_FIRST_LOOK = 1024
-"""Likeliest tokens examined for top-p before the whole vocabulary is sorted."""
+_BLOCK = 512
+"""Tokens summed together before the one that is drawn is looked for."""
 
 
 class SamplerState:
@@ -77,7 +76,7 @@ def sample(logits: F32, states: Sequence[SamplerState]) -> list[Sampled]:
         if not np.isfinite(peak[row]):
             out.append(Sampled(None))
             continue
-        token = int(best[row]) if _plain(state.sampling) else _choose(logits[row].copy(), state)
+        token = int(best[row]) if _plain(state.sampling) else _choose(logits[row], state)
         if state.sampling.logprobs is None:
             out.append(Sampled(token))
         else:
@@ -90,14 +89,28 @@ def _plain(sampling: Sampling) -> bool:
 
 
 def _choose(logits: F32, state: SamplerState) -> int:
-    state.adjust(logits)
+    if state.sampling.penalized or state.sampling.logit_bias:
+        logits = logits.copy()
+        state.adjust(logits)
     if state.generator is None:
         return int(logits.argmax())
     ids, mass = _candidates(logits, state.sampling)
-    cumulative = np.cumsum(mass, dtype=np.float64)
-    draw = state.generator.random() * cumulative[-1]
-    place = min(int(np.searchsorted(cumulative, draw, side="right")), len(mass) - 1)
+    place = _draw(mass, state.generator.random())
     return place if ids is None else int(ids[place])
+
+
+def _draw(mass: F32, uniform: float) -> int:
+    """The place where the running sum of mass passes `uniform` times the whole; blocks first, as most lie before it."""
+    starts = np.arange(0, len(mass), _BLOCK)
+    blocks = np.cumsum(np.add.reduceat(mass, starts), dtype=np.float64)
+    target = uniform * blocks[-1]
+    block = min(int(np.searchsorted(blocks, target, side="right")), len(blocks) - 1)
+    inside = mass[block * _BLOCK : (block + 1) * _BLOCK]
+    running = np.cumsum(inside, dtype=np.float64) + (blocks[block - 1] if block else 0.0)
+    place = int(np.searchsorted(running, target, side="right"))
+    if place == len(inside):  # rounding: the block's sum and its running sum may differ in their last digits
+        place = int(np.flatnonzero(inside)[-1])
+    return block * _BLOCK + place
 
 
 def _candidates(logits: F32, sampling: Sampling) -> tuple[I64 | None, F32]:
@@ -115,33 +128,36 @@ def _candidates(logits: F32, sampling: Sampling) -> tuple[I64 | None, F32]:
     return ids, mass
 
 
-def _largest(mass: F32 | F64, count: int) -> I64:
+def _largest(values: F32, count: int) -> I64:
     """Places of the `count` largest, largest first, smaller place first among equals."""
-    if count < len(mass):
-        threshold = np.partition(mass, -count)[-count]
-        above = np.flatnonzero(mass > threshold)
-        places = np.concatenate([above, np.flatnonzero(mass == threshold)[: count - len(above)]])
+    if count < len(values):
+        threshold = np.partition(values, -count)[-count]
+        above = np.flatnonzero(values > threshold)
+        places = np.concatenate([above, np.flatnonzero(values == threshold)[: count - len(above)]])
     else:
-        places = np.arange(len(mass))
-    return places[np.argsort(-mass[places], kind="stable")]
+        places = np.arange(len(values))
+    return places[np.argsort(-values[places], kind="stable")]
 
 
 def _nucleus(mass: F32, top_p: float) -> I64:
-    """Places of the fewest largest that reach top_p of the whole; a short list is tried before a full sort."""
-    wanted = top_p * float(mass.sum(dtype=np.float64))
-    for count in (min(_FIRST_LOOK, len(mass)), len(mass)):
-        order = _largest(mass, count)
-        reached = np.cumsum(mass[order], dtype=np.float64)
-        if reached[-1] >= wanted:
-            return order[: int(np.searchsorted(reached, wanted)) + 1]
-    return order
+    """Places of the fewest largest that reach top_p of the whole.
+
+    All places below (1 - top_p) / V of the whole hold less than 1 - top_p together, so only the others are sorted;
+    often those that are no rarer than a thousandth of the likeliest are enough.
+    """
+    total = float(mass.sum(dtype=np.float64))
+    floor = (1 - top_p) * total / len(mass)
+    places = np.flatnonzero(mass >= max(float(mass.max()) / 1000, floor))
+    if float(mass[places].sum(dtype=np.float64)) <= top_p * total:
+        places = np.flatnonzero(mass >= floor)
+    places = places[np.argsort(-mass[places], kind="stable")]
+    reached = np.cumsum(mass[places], dtype=np.float64)
+    return places[: int(np.searchsorted(reached, top_p * total)) + 1]
 
 
 def _with_logprobs(token: int, logits: F32, count: int) -> Sampled:
-    shifted = logits.astype(np.float64) - float(logits.max())
-    logprobs: F64 = shifted - np.log(np.exp(shifted).sum())
-    top: list[tuple[int, float]] = []
-    if count:
-        ids = _largest(logprobs, min(count, len(logprobs)))
-        top = [(int(i), float(logprobs[i])) for i in ids]
-    return Sampled(token, float(logprobs[token]), top)
+    peak = logits.max()
+    normalizer = float(peak) + float(np.log(np.exp(logits - peak).sum(dtype=np.float64)))
+    ids = _largest(logits, min(count, len(logits))) if count else ()
+    top = [(int(i), float(logits[i]) - normalizer) for i in ids]
+    return Sampled(token, float(logits[token]) - normalizer, top)

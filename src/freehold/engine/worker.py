@@ -8,6 +8,7 @@ steps keep failing, so that it is started afresh.
 from __future__ import annotations
 
 import ctypes
+import faulthandler
 import logging
 import os
 import select
@@ -143,6 +144,7 @@ def main(arguments: list[str]) -> int:
         die_with_parent(parent)
     # a terminal's Ctrl-C reaches the whole process group; the owner decides when the engine stops
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    faulthandler.enable()  # a crash in native code leaves its Python stack in the log
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     with socket.socket(fileno=descriptor) as owner:
         return Worker(owner, load_engine).run()
