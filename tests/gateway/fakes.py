@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -192,8 +192,17 @@ class Provider:
     url: str = ""
     requests: list[tuple[bytes, bytes]] = field(default_factory=list)  # head and body
     gone: int = 0  # clients that left while we were silent
+    _open: dict[asyncio.Task[Any] | None, asyncio.StreamWriter] = field(default_factory=dict)
+
+    async def close(self) -> None:
+        """Hangs up on everybody."""
+        tasks = [task for task in self._open if task is not None]
+        for writer in self._open.values():
+            writer.transport.abort()
+        await asyncio.gather(*tasks)
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._open[asyncio.current_task()] = writer
         try:
             head = await reader.readuntil(b"\r\n\r\n")
             length = next(
@@ -217,6 +226,9 @@ class Provider:
             self.gone += 1
         finally:
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+            del self._open[asyncio.current_task()]
 
 
 @contextmanager
@@ -230,6 +242,7 @@ def provider(*script: Sequence[bytes | None]) -> Iterator[Provider]:
             yield found
         finally:
             server.close()
+            loop.run(found.close())
 
 
 def response(body: bytes, status: str = "200 OK", content_type: str = "text/event-stream", extra: str = "") -> bytes:

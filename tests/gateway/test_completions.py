@@ -81,8 +81,8 @@ def test_logprobs_name_split_characters_by_their_bytes_and_say_where_tokens_begi
         found = [
             c.choices[0].logprobs for c in client.completions.create(model="tiny", prompt="aé", logprobs=1, stream=True)
         ]
-        tokens = [t for l in found if l for t in l.tokens or ()]
-        offsets = [o for l in found if l for o in l.text_offset or ()]
+        tokens = [t for part in found if part for t in part.tokens or ()]
+        offsets = [o for part in found if part for o in part.text_offset or ()]
     else:
         logprobs = client.completions.create(model="tiny", prompt="aé", logprobs=1).choices[0].logprobs
         assert logprobs is not None

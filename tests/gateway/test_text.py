@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -86,7 +88,8 @@ def test_half_a_character_at_the_end_is_shown_as_replaced() -> None:
 EVENTS = [ServerEvent("one"), ServerEvent("two\nlines", "named"), ServerEvent("日本 🙂"), ServerEvent("")]
 STREAMS = [
     "data: one\n\nevent: named\ndata: two\ndata: lines\n\n: a comment\ndata:日本 🙂\n\ndata\n\n",
-    "\ufeffdata: one\r\n\r\nevent: named\r\ndata: two\r\ndata: lines\r\n\r\n:\r\n\r\nid: 5\r\ndata: 日本 🙂\r\n\r\ndata:\r\n\r\n",
+    "\ufeffdata: one\r\n\r\nevent: named\r\ndata: two\r\ndata: lines\r\n\r\n:\r\n\r\n"
+    "id: 5\r\ndata: 日本 🙂\r\n\r\ndata:\r\n\r\n",
     "data: one\r\revent: named\rdata: two\rdata: lines\r\rretry: 9\rdata: 日本 🙂\r\rdata\r\r:",
 ]
 
@@ -97,7 +100,7 @@ def test_events_are_the_same_however_the_bytes_are_cut(stream: str, cuts: list[i
     raw = stream.encode()
     places = sorted({0, len(raw), *[min(cut, len(raw)) for cut in cuts]})
     reader = EventReader()
-    pieces = [raw[a:b] for a, b in zip(places, places[1:], strict=False)]
+    pieces = [raw[a:b] for a, b in itertools.pairwise(places)]
     assert [event for piece in pieces for event in reader.push(piece)] == EVENTS
 
 

@@ -15,6 +15,7 @@ import msgspec
 
 _BY_CODE = {
     "account_deactivated": "banned",
+    "organization_restricted": "banned",
     "unsupported_country_region_territory": "region",
     "insufficient_quota": "billing",
     "credit_balance_exhausted": "billing",
@@ -78,6 +79,8 @@ def _error_object(body: bytes) -> dict[str, Any]:
         value = msgspec.json.decode(body)
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
         return {}
+    if isinstance(value, list) and value:  # Gemini wraps its errors in a list
+        value = value[0]
     if not isinstance(value, dict):
         return {}
     error = value.get("error", value)

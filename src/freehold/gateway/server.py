@@ -20,6 +20,7 @@ from freehold.gateway.app import create_app
 from freehold.gateway.service import Gateway
 from freehold.settings import ServerSettings, Settings
 
+MAX_PORT = 65535
 DRAIN_SECONDS = 30
 """How long running answers may take to end after a stop signal."""
 
@@ -133,12 +134,14 @@ def check_reach(settings: ServerSettings) -> None:
 def bind(settings: ServerSettings) -> socket.socket:
     """A listening socket; port 0 picks a free one."""
     where = f"{settings.host}:{settings.port}"
+    if settings.port > MAX_PORT:  # getaddrinfo would take it modulo 65536
+        raise SettingError(f"can't listen on {where}: expected a port of at most {MAX_PORT}")
     try:
         family, kind, _, _, address = socket.getaddrinfo(
             settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         listener = socket.socket(family, kind)
-    except (OSError, OverflowError, UnicodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise SettingError(f"can't listen on {where}: {error}") from None
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

@@ -155,11 +155,7 @@ class LocalBackend:
 
     async def _encode(self, request: Request) -> list[tuple[str, list[int]]]:
         """Each prompt as the text to echo and its ids."""
-        sources: list[Prompt] = list(request.prompts)
-        if request.turns:
-            size = sum(len(turn.text) for turn in request.turns)
-        else:
-            size = sum(len(prompt) for prompt in sources)
+        size = sum(len(turn.text) for turn in request.turns) + sum(map(len, request.prompts))
         if size < THREAD_FROM:
             return self._encode_now(request)
         return await asyncio.to_thread(self._encode_now, request)

@@ -6,9 +6,10 @@ than connecting are the relay's.
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from urllib.parse import urlsplit
 
 import httpx2
@@ -25,6 +26,7 @@ from freehold.gateway.failures import CapabilityError
 from freehold.settings import GuardSettings, UpstreamSettings
 
 MAX_ERROR_BODY = 64 << 10
+DRAIN_SECONDS = 0.1  # the end of a response travels with its last event; a new connection costs about as much
 CONNECTIONS = httpx2.Limits(max_connections=512, max_keepalive_connections=64, keepalive_expiry=30)
 
 
@@ -93,6 +95,7 @@ class OpenAIBackend:
                     if server_event.data == "[DONE]":
                         for event in chunks.end():
                             yield event
+                        await _drain(pieces)
                         return
                     for event in self._read(chunks, server_event.data):
                         yield event
@@ -147,6 +150,14 @@ def _checked_url(upstream: UpstreamSettings, has_key: bool) -> str:
     if has_key and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
         raise SettingError(f"{where}: expected https, because a key would travel unencrypted to {parts.hostname}")
     return upstream.base_url.rstrip("/")
+
+
+async def _drain(pieces: AsyncGenerator[bytes, None]) -> None:
+    """Reads the end of the response, so that its connection can serve the next request; a provider that stalls loses it."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_SECONDS):
+            async for _ in pieces:
+                continue
 
 
 async def _head(response: httpx2.Response) -> bytes:

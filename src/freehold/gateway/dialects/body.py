@@ -19,6 +19,7 @@ MAX_DEPTH = 64
 
 _STRINGS = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+"', re.DOTALL)
 _ALL_BUT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))
+_ONE_KIND = bytes.maketrans(b"{}", b"[]")
 _PATH = re.compile(r" - at `\$\.?(.*)`$", re.DOTALL)
 _MISSING = re.compile(r"Object missing required field `([^`]*)`")
 _EXPECTED = re.compile(r"Expected `([^`]*)`, got `([^`]*)`")
@@ -56,11 +57,11 @@ def _plain(error: Exception) -> str:
 
 def _deeper_than(body: bytes, depth: int) -> bool:
     """Whether valid JSON nests deeper than `depth`: peels one level of empty brackets per round, all in C."""
-    brackets = _STRINGS.sub(b"", body).translate(None, _ALL_BUT_BRACKETS)
+    brackets = _STRINGS.sub(b"", body).translate(_ONE_KIND, _ALL_BUT_BRACKETS)
     for _ in range(depth):
         if not brackets:
             return False
-        brackets = brackets.replace(b"[]", b"").replace(b"{}", b"")
+        brackets = brackets.replace(b"[]", b"")
     return bool(brackets)
 
 
