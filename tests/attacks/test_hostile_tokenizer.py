@@ -4,9 +4,9 @@ import json
 from pathlib import Path
 
 import pytest
+
 from freehold.errors import FormatError, TokenizerError, UnsupportedError
 from freehold.formats.tokenizer import load_tokenizer
-
 from tests.formats.vocabularies import tiny_metadata, tiny_tokenizer
 
 

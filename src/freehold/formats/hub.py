@@ -136,20 +136,24 @@ class Hub:
                         progress(start + count, total, f"{listing.repo}/{file.name}")
 
                 self._blob(client, listing, file, repository / "blobs" / file.digest, advance)
-                _link(repository, snapshot / file.name, file.digest)
                 done += file.size
-            if revision != listing.commit:
-                reference = repository / "refs" / revision
-                reference.parent.mkdir(parents=True, exist_ok=True)
-                write_file(reference, listing.commit)
+            with locked(self._locks(repository) / "snapshot.lock"):
+                for file in files:
+                    _link(repository, snapshot / file.name, file.digest)
+                if revision != listing.commit:
+                    reference = repository / "refs" / revision
+                    reference.parent.mkdir(parents=True, exist_ok=True)
+                    write_file(reference, listing.commit)
         return snapshot
+
+    def _locks(self, repository: Path) -> Path:
+        return self.settings.cache / ".locks" / repository.name  # where huggingface_hub has them too
 
     def _blob(
         self, client: httpx2.Client, listing: Listing, file: HubFile, blob: Path, advance: Callable[[int], None]
     ) -> None:
-        locks = self.settings.cache / ".locks" / blob.parent.parent.name  # where huggingface_hub has them too
         blob.parent.mkdir(parents=True, exist_ok=True)
-        with locked(locks / f"{file.digest}.lock"):
+        with locked(self._locks(blob.parent.parent) / f"{file.digest}.lock"):
             if blob.exists() and blob.stat().st_size == file.size:
                 advance(file.size)
                 return
@@ -181,7 +185,7 @@ class Hub:
                     self._check(response, listing.repo, listing.commit)
                     if have and not _continues(response, have):
                         out.truncate(have := 0)
-                    for piece in response.iter_bytes(CHUNK):
+                    for piece in response.iter_bytes():  # as it arrives: a cut loses nothing
                         have += len(piece)
                         if have > file.size:
                             break
@@ -361,10 +365,9 @@ def _size(path: Path) -> int:
 
 
 def _digest(path: Path, file: HubFile) -> str:
-    if len(file.digest) == 64:
-        digest = hashlib.sha256()
-    else:  # git's blob id: SHA-1 over a header and the content; it names content, security rests on HTTPS
-        digest = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    # git's blob id is SHA-1 over a header and the content; it names content, security rests on HTTPS
+    git = hashlib.sha1(b"blob %d\0" % file.size, usedforsecurity=False)
+    digest = hashlib.sha256() if len(file.digest) == 64 else git
     with path.open("rb") as source:
         while piece := source.read(CHUNK):
             digest.update(piece)
@@ -377,7 +380,7 @@ def _link(repository: Path, pointer: Path, digest: str) -> None:
     target = os.path.relpath(repository / "blobs" / digest, pointer.parent)
     if pointer.is_symlink() and str(pointer.readlink()) == target:
         return
-    fresh = pointer.with_name(f"{pointer.name}.{os.getpid()}.partial")
+    fresh = pointer.with_name(f"{pointer.name}.partial")
     fresh.unlink(missing_ok=True)
     fresh.symlink_to(target)
     fresh.replace(pointer)

@@ -10,7 +10,7 @@ from freehold.errors import ModelNotFoundError, UnsupportedError
 
 FORMS = "a built-in name (smollm2), a directory, a .gguf file, or org/repo[:variant][@revision]"
 _HUB = re.compile(
-    r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})(?::(?P<variant>[\w./-]+))?(?:@(?P<revision>[\w./-]+))?",
+    r"(?P<repo>[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9_][\w.-]{0,95})(?::(?P<variant>\w[\w./-]*))?(?:@(?P<revision>\w[\w./-]*))?",
     re.ASCII,
 )
 _ALIAS = re.compile(r"[A-Za-z0-9][\w.-]{0,127}", re.ASCII)
@@ -56,12 +56,16 @@ def hub_reference(reference: str) -> HubReference | None:
 
 def is_alias(name: str) -> bool:
     """Whether a name may be a directory of the store."""
-    return _ALIAS.fullmatch(name) is not None and name != "builtin"
+    return _ALIAS.fullmatch(name) is not None and name != "builtin" and not name.endswith(".partial")
 
 
 def looks_like_path(reference: str) -> bool:
     """Whether a reference is meant as a path, there or not."""
-    return reference.startswith(("/", "./", "../", "~")) or reference in (".", "..") or reference.endswith(".gguf")
+    return (
+        reference.startswith(("/", "./", "../", "~"))
+        or reference in (".", "..")
+        or (reference.endswith(".gguf") and ":" not in reference)
+    )
 
 
 def variant_of(file: str) -> str:

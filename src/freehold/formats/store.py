@@ -116,10 +116,13 @@ def remove(reference: str) -> int:
             target = path_of(BUILTINS[reference], home()).parent if reference in BUILTINS else models() / reference
             if not target.is_dir():
                 raise _not_here(reference)
+            if target.is_symlink():  # the user's own directory under a name in the store: only the name goes
+                target.unlink()
+                return 0
             freed = tree_size(target)
             shutil.rmtree(target)
             return freed
-        if Path(reference).exists() or looks_like_path(reference):
+        if _path(reference) is not None or looks_like_path(reference):
             raise UsageError(f"{reference} is not in the store", hint="delete files of your own yourself")
         wanted = hub_reference(reference)
         settings = HubSettings.from_environment()
@@ -130,7 +133,7 @@ def remove(reference: str) -> int:
 
 
 def _named_here(reference: str) -> bool:
-    return reference in BUILTINS or looks_like_path(reference) or Path(reference).expanduser().exists()
+    return reference in BUILTINS or looks_like_path(reference) or _path(reference) is not None
 
 
 def _here(reference: str) -> Path | None:
@@ -140,13 +143,18 @@ def _here(reference: str) -> Path | None:
         return path_of(builtin, home()) if is_present(builtin, home()) else None
     if is_alias(reference) and (models() / reference / "config.json").is_file():
         return models() / reference
-    path = Path(reference).expanduser()
-    if path.exists():
+    if (path := _path(reference)) is not None:
         return _local(path)
     if looks_like_path(reference):
         raise ModelNotFoundError(f"no such file or directory: {reference}", hint=f"a model is {FORMS}")
     wanted = hub_reference(reference)
     return find_cached(HubSettings.from_environment(), wanted) if wanted else None
+
+
+def _path(reference: str) -> Path | None:
+    """The reference as an existing path."""
+    path = Path(os.path.expanduser(reference))  # noqa: PTH111 - unlike Path.expanduser, no error for unknown users
+    return path if reference and os.path.exists(path) else None  # noqa: PTH110 - no error for impossible names
 
 
 def _local(path: Path) -> Path:
