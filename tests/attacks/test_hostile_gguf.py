@@ -116,7 +116,8 @@ def test_a_string_longer_than_the_file_is_refused(tmp_path: Path, length: int) -
 @pytest.mark.parametrize("kind", [*range(8), STRING, ARRAY, 10, 11, 12])
 @pytest.mark.parametrize("count", [2**64 - 1, 2**63, 2**61, 2**32])
 def test_an_array_longer_than_the_file_is_refused(tmp_path: Path, kind: int, count: int) -> None:
-    refused(tmp_path, with_key("key", array(kind, [], count)), "metadata 'key': needs bytes up to")
+    # Refused by what the count promises, not by reading element after element to the end.
+    refused(tmp_path, with_key("key", array(kind, [], count)), r"metadata 'key': needs bytes up to \d{10,}")
 
 
 @pytest.mark.parametrize("kind", [13, 255, 2**32 - 1])

@@ -53,6 +53,13 @@ def test_a_header_longer_than_the_file_or_the_limit_is_refused_unread(tmp_path: 
     refused(tmp_path, struct.pack("<Q", length) + GOOD[8:], f"header of {length} bytes in a file of {len(GOOD)}")
 
 
+def test_a_header_beyond_the_limit_is_refused_though_the_file_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("freehold.formats.safetensors.MAX_JSON_BYTES", 20)
+    refused(tmp_path, GOOD, f"header of {HEADER_END - 8} bytes in a file of {len(GOOD)}")
+
+
 @pytest.mark.parametrize(
     ("header", "problem"),
     [

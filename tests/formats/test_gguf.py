@@ -110,6 +110,16 @@ def test_the_alignment_of_the_metadata_is_obeyed(tmp_path: Path) -> None:
         np.testing.assert_array_equal(file.load("output_norm.weight"), np.arange(8, dtype=np.float32))
 
 
+def test_data_may_lie_in_another_order_than_the_table(tmp_path: Path) -> None:
+    # The builder lays the data of `first` down first; the offsets say that it belongs to `second`.
+    first = Part("first", (8,), CODES["F32"], np.full(8, 2, "<f4").tobytes(), offset=32)
+    second = Part("second", (8,), CODES["F32"], np.full(8, 1, "<f4").tobytes(), offset=0)
+    (tmp_path / "x.gguf").write_bytes(gguf(MINIMAL, [first, second]))
+    with GGUFFile(tmp_path / "x.gguf") as file:
+        np.testing.assert_array_equal(file.load("first"), np.full(8, 1, np.float32))
+        np.testing.assert_array_equal(file.load("second"), np.full(8, 2, np.float32))
+
+
 def test_a_header_longer_than_one_fetch_is_read_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("freehold.formats.gguf.FETCH_BYTES", 16)
     (tmp_path / "x.gguf").write_bytes(gguf())

@@ -113,6 +113,14 @@ def test_what_the_metadata_leaves_out_has_llama_cpps_defaults(tmp_path: Path) ->
     assert "eos_token_id" not in config
 
 
+def test_a_token_id_outside_the_vocabulary_is_left_out(tmp_path: Path) -> None:
+    ids = {"tokenizer.ggml.bos_token_id": value(U32, 5), "tokenizer.ggml.eos_token_id": value(U32, 6)}
+    (tmp_path / "model.gguf").write_bytes(gguf(MINIMAL | ids))
+    with open_checkpoint(tmp_path / "model.gguf") as checkpoint:
+        assert checkpoint.config["bos_token_id"] == 5
+        assert "eos_token_id" not in checkpoint.config
+
+
 def test_the_rope_factors_of_llama_3_return_to_the_config_and_are_no_tensor() -> None:
     with open_checkpoint(VECTORS / "tiny-llama3.gguf") as checkpoint:
         assert checkpoint.config["rope_scaling"] == {
@@ -128,7 +136,8 @@ def test_the_rope_factors_of_llama_3_return_to_the_config_and_are_no_tensor() ->
 @pytest.mark.parametrize("factors", [[1, 1, 1, 8], [1, 1], [np.nan] * 4, [0.5] * 4, [np.inf] * 4])
 def test_rope_factors_of_another_kind_are_refused(tmp_path: Path, factors: list[float]) -> None:
     part = Part("rope_freqs.weight", (len(factors),), 0, np.array(factors, "<f4").tobytes())
-    metadata = MINIMAL | {"llama.attention.key_length": value(U32, 8), "llama.attention.value_length": value(U32, 8)}
+    sizes = {"llama.attention.key_length": value(U32, 8), "llama.attention.value_length": value(U32, 8)}
+    metadata = MINIMAL | sizes | {"llama.rope.freq_base": value(F32, 500000.0)}
     (tmp_path / "model.gguf").write_bytes(gguf(metadata, [*PARTS, part]))
     with pytest.raises(UnsupportedError, match=r"rope_freqs\.weight are not those of a Llama 3"):
         open_checkpoint(tmp_path / "model.gguf")
