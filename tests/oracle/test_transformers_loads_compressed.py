@@ -1,0 +1,70 @@
+"""transformers with compressed-tensors loads what `compress` writes, and sees the very weights we see."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from freehold.compress import CompressOptions, compress
+from freehold.formats import open_checkpoint
+from tests.oracle.recorded import MODELS, TINY, vector
+
+torch = pytest.importorskip("torch", reason="needs torch: run `make oracle`")
+transformers = pytest.importorskip("transformers", reason="needs transformers: run `make oracle`")
+pytest.importorskip("compressed_tensors", reason="needs compressed-tensors: run `make oracle`")
+
+pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]  # their warnings, not ours
+
+VARIANTS = {
+    "default": CompressOptions(),
+    "groups of 64": CompressOptions(group_size=64),
+    "8 bits": CompressOptions(bits=8),
+    "embeddings in 16 bits": CompressOptions(embedding_bits=16),
+}
+
+
+def load(directory: Path) -> Any:
+    """The model in float32, with nothing missing, unexpected or of another shape."""
+    model, info = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True
+    )
+    assert not any(info.values()), info
+    return model.eval()
+
+
+def with_our_weights(directory: Path) -> Any:
+    """The same architecture, filled with what our reader gives."""
+    config = transformers.AutoConfig.from_pretrained(directory)
+    del config.quantization_config
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    with open_checkpoint(directory) as checkpoint:
+        state = {name: torch.from_numpy(checkpoint.float32(name).copy()) for name in checkpoint.names()}
+    missing, unexpected = model.load_state_dict(state, strict=False)
+    assert not unexpected
+    assert set(missing) <= {"lm_head.weight"}
+    model.tie_weights()
+    return model.eval()
+
+
+def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
+    ids = torch.tensor([prompt])
+    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, eos_token_id=None)
+    return [int(token) for token in out[0, len(prompt) :]]
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize("name", TINY)
+def test_transformers_sees_our_weights_and_says_the_same(name: str, options: CompressOptions, tmp_path: Path) -> None:
+    compress(MODELS / name, tmp_path / "out", options)
+    theirs, ours = load(tmp_path / "out"), with_our_weights(tmp_path / "out")
+    prompt = vector(MODELS / name / "expected.npz").prompt
+    assert greedy(theirs, prompt, 32) == greedy(ours, prompt, 32)  # also makes transformers decompress
+    found = dict(theirs.named_parameters())
+    with open_checkpoint(tmp_path / "out") as checkpoint:
+        for tensor in checkpoint.names():
+            # A few biases and norms of float32 may stay what they are; quantized ones must agree to the last bit but
+            # for the one addition that zero points would need.
+            assert np.array_equal(found[tensor].detach().numpy(), checkpoint.float32(tensor)), tensor
