@@ -19,7 +19,6 @@ pytest.importorskip("compressed_tensors", reason="needs compressed-tensors: run 
 pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]  # their warnings, not ours
 
 VARIANTS = {
-    "default": CompressOptions(),
     "groups of 64": CompressOptions(group_size=64),
     "8 bits": CompressOptions(bits=8),
     "embeddings in 16 bits": CompressOptions(embedding_bits=16),
@@ -51,13 +50,26 @@ def with_our_weights(directory: Path) -> Any:
 
 def greedy(model: Any, prompt: list[int], count: int) -> list[int]:
     ids = torch.tensor([prompt])
-    out = model.generate(ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, eos_token_id=None)
+    out = model.generate(
+        ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=count, eos_token_id=None
+    )
     return [int(token) for token in out[0, len(prompt) :]]
 
 
-@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
 @pytest.mark.parametrize("name", TINY)
-def test_transformers_sees_our_weights_and_says_the_same(name: str, options: CompressOptions, tmp_path: Path) -> None:
+def test_transformers_sees_our_weights_and_says_the_same(name: str, tmp_path: Path) -> None:
+    compare(name, CompressOptions(), tmp_path)
+
+
+@pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS.keys())
+@pytest.mark.parametrize("name", ["llama-tied", "qwen2-untied"])
+def test_transformers_sees_our_weights_with_other_options_too(
+    name: str, options: CompressOptions, tmp_path: Path
+) -> None:
+    compare(name, options, tmp_path)
+
+
+def compare(name: str, options: CompressOptions, tmp_path: Path) -> None:
     compress(MODELS / name, tmp_path / "out", options)
     theirs, ours = load(tmp_path / "out"), with_our_weights(tmp_path / "out")
     prompt = vector(MODELS / name / "expected.npz").prompt
@@ -65,6 +77,4 @@ def test_transformers_sees_our_weights_and_says_the_same(name: str, options: Com
     found = dict(theirs.named_parameters())
     with open_checkpoint(tmp_path / "out") as checkpoint:
         for tensor in checkpoint.names():
-            # A few biases and norms of float32 may stay what they are; quantized ones must agree to the last bit but
-            # for the one addition that zero points would need.
             assert np.array_equal(found[tensor].detach().numpy(), checkpoint.float32(tensor)), tensor

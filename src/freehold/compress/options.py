@@ -25,8 +25,8 @@ class CompressOptions:
     Args:
         bits: 4 or 8, of the linear layers.
         group_size: weights that share a scale: 32, 64 or 128; a smaller one is taken where it does not divide a layer.
-        symmetric: True stores scales only. False adds a zero point per group, 0.125 bits per weight: the relative error of
-            SmolLM2-135M falls from 0.072 to 0.066, its KL divergence from 0.246 to 0.206. Not the default, because
+        symmetric: True stores scales only. False adds a zero point per group, 0.125 bits per weight: the relative error
+            of SmolLM2-135M falls from 0.072 to 0.066, its KL divergence from 0.246 to 0.206. Not the default, because
             compressed-tensors 0.20 fails to load packed zero points into transformers.
         embedding_bits: 8, or 16 to leave embeddings and output layer alone (vLLM reads no int8 embeddings).
         overwrite: replace an earlier result of ours at the destination.
