@@ -6,6 +6,7 @@ import asyncio
 import os
 import signal
 import socket
+import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
@@ -154,6 +155,7 @@ def test_closing_the_iterator_cancels_the_request_and_frees_its_pages(model: Pat
                 await until(lambda: process.stats.running == 1)
             await until(lambda: process.stats.running == 0)
             assert process.stats.kv_pages_used == 0
+            assert process.stats.output_tokens < LONG, "it must have been cancelled, not finished"
             assert len(await collect(process, tiny.request("a", [1]))) == 12
 
     run(test)
@@ -277,8 +279,6 @@ def test_the_engine_dies_with_its_owner(model: Path) -> None:
             "    await asyncio.sleep(3600)\n"
             "asyncio.run(main())\n"
         )
-        import sys
-
         owner = await asyncio.create_subprocess_exec(
             sys.executable, "-c", script, str(model), stdout=asyncio.subprocess.PIPE
         )
@@ -287,6 +287,27 @@ def test_the_engine_dies_with_its_owner(model: Path) -> None:
         os.kill(pid, 0)
         owner.kill()
         await owner.wait()
+        await until(lambda: not _alive(pid))
+
+    run(test)
+
+
+def test_an_engine_deep_in_a_step_dies_with_its_owner_too() -> None:
+    async def test() -> None:
+        stuck = (
+            "import os, time\n"
+            "from freehold.engine.worker import die_with_parent\n"
+            "die_with_parent(os.getppid())\n"
+            "print(os.getpid(), flush=True)\n"
+            "time.sleep(3600)\n"
+        )
+        owner = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {stuck!r}])"
+        process = await asyncio.create_subprocess_exec(sys.executable, "-c", owner, stdout=asyncio.subprocess.PIPE)
+        assert process.stdout is not None
+        pid = int(await process.stdout.readline())
+        assert _alive(pid)
+        process.kill()
+        await process.wait()
         await until(lambda: not _alive(pid))
 
     run(test)

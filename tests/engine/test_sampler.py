@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from freehold.engine.request import Sampling
-from freehold.engine.sampler import SamplerState, sample
+from freehold.engine.sampler import SamplerState, _draw, sample
 
 DRAWS = 4000
 # upper 0.1% points of chi-square by degrees of freedom (NIST/SEMATECH e-Handbook, 1.3.6.7.4)
@@ -78,6 +78,14 @@ def test_a_draw_from_many_tokens_follows_the_distribution_across_blocks() -> Non
     check(classes, np.bincount(owner, weights=mass, minlength=6))
     sixths = np.bincount(tokens // 500, minlength=6)
     check(sixths, np.bincount(np.arange(3000) // 500, weights=mass, minlength=6))
+
+
+def test_a_draw_of_zero_never_gives_a_token_without_mass() -> None:
+    assert _draw(np.array([0, 0, 1, 0], np.float32), 0.0) == 2
+    assert _draw(np.array([0, 0, 1, 0], np.float32), 1 - 2**-53) == 2
+    spread = np.zeros(2000, np.float32)
+    spread[[600, 1999]] = 1
+    assert [_draw(spread, uniform) for uniform in (0.0, 0.499, 0.5, 0.999)] == [600, 600, 1999, 1999]
 
 
 def test_a_wide_nucleus_is_exact() -> None:
