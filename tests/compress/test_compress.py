@@ -38,9 +38,10 @@ def test_the_reader_gives_back_what_the_search_found(tmp_path: Path, bits: int, 
                 continue
             wide = "embed" in name or "lm_head" in name
             group = 64 if wide else 32
-            expected = quantize(weights, 8 if wide else bits, group, symmetric=wide or symmetric)
+            width = 8 if wide or "k_proj" in name or "v_proj" in name else bits
+            expected = quantize(weights, width, group, symmetric=wide or symmetric)
             assert isinstance(loaded, QuantizedTensor)
-            assert (loaded.bits, loaded.group_size) == (8 if wide else bits, group)
+            assert (loaded.bits, loaded.group_size) == (width, group)
             assert np.array_equal(loaded.codes, expected.codes)
             assert np.array_equal(loaded.scales, expected.scales)
             difference = result.float32(name).astype(np.float64) - weights
@@ -60,7 +61,7 @@ def test_the_same_source_gives_the_same_bytes_on_every_machine(tmp_path: Path) -
 
 
 # Changes only with compress.run.ALGORITHM (or the layout of the result).
-GOLDEN = "cdfd11a9fef5621ae9a776793dc42e0e7fabc97bcf0305c3cf71c1bd3e84c5b1"
+GOLDEN = "5a14632da1392c7e70d1ec378deeb7df22ac3d9e08262d50987f6a7a734bee97"
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -95,6 +96,8 @@ def test_the_config_names_every_grid_and_what_was_left_alone(tmp_path: Path) -> 
         "dynamic": False,
         "group_size": 64,
     }
+    attention = found[r"re:^model\.layers\.\d+\.self_attn\.k_proj$", r"re:^model\.layers\.\d+\.self_attn\.v_proj$"]
+    assert attention["weights"]["num_bits"] == 8
     narrower = found[(r"re:^model\.layers\.\d+\.mlp\.down_proj$",)]
     assert narrower["weights"]["group_size"] == 32
     assert list(made["config_groups"].values())[-1]["targets"] == ["Linear"]
@@ -102,7 +105,7 @@ def test_the_config_names_every_grid_and_what_was_left_alone(tmp_path: Path) -> 
 
 def test_embeddings_left_in_16_bits_give_a_plain_w4a16_checkpoint(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source")
-    compress(source, tmp_path / "out", CompressOptions(embedding_bits=16))
+    compress(source, tmp_path / "out", CompressOptions(embedding_bits=16, kv_bits=4))
     made = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     assert made["format"] == "pack-quantized"
     assert made["ignore"] == ["lm_head"]
@@ -237,7 +240,7 @@ def test_the_result_never_lies_on_or_around_its_source(tmp_path: Path, where: st
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"bits": 5}, {"group_size": 48}, {"embedding_bits": 4}, {"threads": -1}],
+    [{"bits": 5}, {"group_size": 48}, {"kv_bits": 16}, {"embedding_bits": 4}, {"threads": -1}],
     ids=lambda wrong: next(iter(wrong)),
 )
 def test_options_that_do_not_exist_are_refused(wrong: dict[str, int]) -> None:

@@ -43,6 +43,17 @@ def test_the_group_is_the_largest_that_divides_the_width_and_says_so(columns: in
     assert (f"groups of {group}, because {wanted} does not divide" in tensor.reason) == (group != wanted)
 
 
+@pytest.mark.parametrize(("rows", "bits"), [(32, 8), (64, 4)])
+@pytest.mark.parametrize("name", ["k_proj", "v_proj"])
+def test_keys_and_values_that_query_heads_share_get_8_bits(name: str, rows: int, bits: int) -> None:
+    tensor = planned(**{f"model__layers__0__self_attn__{name}__weight": (rows, 64)})[
+        f"model.layers.0.self_attn.{name}.weight"
+    ]
+    assert tensor.scheme is not None
+    assert tensor.scheme.bits == bits
+    assert ("shared by several query heads" in tensor.reason) == (bits == 8)
+
+
 def test_a_width_that_no_group_divides_gets_8_bits_per_row() -> None:
     tensor = planned(a__weight=(8, 100))["a.weight"]
     assert tensor.scheme is not None

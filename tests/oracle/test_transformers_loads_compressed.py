@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.oracle, pytest.mark.filterwarnings("ignore")]  # their
 VARIANTS = {
     "groups of 64": CompressOptions(group_size=64),
     "8 bits": CompressOptions(bits=8),
-    "embeddings in 16 bits": CompressOptions(embedding_bits=16),
+    "linear layers only": CompressOptions(kv_bits=4, embedding_bits=16),
 }
 
 

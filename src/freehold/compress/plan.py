@@ -14,6 +14,7 @@ EMBEDDING = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|tok_embeddings)
 OUTPUT = re.compile(r"(^|\.)(lm_head|embed_out)\.weight$")
 _TIEABLE = re.compile(r"^(?P<prefix>(.*\.)?)model\.embed_tokens\.weight$")
 _ROUTER = re.compile(r"(^|\.)(gate|router|shared_expert_gate)\.weight$")
+_KEY_VALUE = re.compile(r"(^|\.)(k_proj|v_proj)\.weight$")
 _OTHER_EMBEDDING = re.compile(r"embed|(^|\.)wpe\.")
 _FLOATS = {"F64": "F32", "F32": "F32", "F16": "F16", "BF16": "BF16"}
 
@@ -132,8 +133,12 @@ def _linear(info: TensorInfo, options: CompressOptions) -> TensorPlan:
     if group is None:
         reason = f"input width {columns} is not a multiple of {GROUP_SIZES[0]}: 8 bits with one scale per row"
         return TensorPlan(info, "linear", Scheme(8, None, True, packed=True), "", reason)
-    scheme = Scheme(options.bits, group, options.symmetric, packed=True)
-    reason = "linear layer"
+    rows = info.shape[0]
+    bits, reason = options.bits, "linear layer"
+    if bits < options.kv_bits and 2 * rows <= columns and _KEY_VALUE.search(info.name):
+        bits = options.kv_bits
+        reason = f"key or value projection shared by several query heads: {bits} bits, small and sensitive"
+    scheme = Scheme(bits, group, options.symmetric, packed=True)
     if group != options.group_size:
         reason += f"; groups of {group}, because {options.group_size} does not divide its width {columns}"
     return TensorPlan(info, "linear", scheme, "", reason)

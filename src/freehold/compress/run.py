@@ -105,10 +105,8 @@ def _one(
             f"{checkpoint.path}: expected {tensor.name} to be {list(tensor.info.shape)}, found {list(loaded.shape)}"
         )
     try:
-        if tensor.scheme is None:
-            facts = _keep(loaded, tensor, writer)
-        else:
-            facts = _grid(loaded, tensor, tensor.scheme, writer, pool)
+        grid = tensor.scheme
+        facts = _grid(loaded, tensor, grid, writer, pool) if grid else _keep(loaded, tensor, writer)
     except FormatError as error:
         raise FormatError(f"{checkpoint.path}: {tensor.name}: {error.message}", hint=error.hint) from error
     writer.check()
