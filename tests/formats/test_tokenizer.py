@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 
 import pytest
@@ -242,3 +243,30 @@ def test_metadata_without_a_vocabulary_is_one_clear_error(tmp_path: Path):
 def test_a_recorded_vocabulary_is_small_but_complete():
     metadata = metadata_of(vector("gpt-2"))
     assert len(metadata["tokenizer.ggml.tokens"]) < 3000
+
+
+def test_a_metaspace_decoder_is_followed_and_its_leading_space_dropped(tmp_path: Path):
+    before = recorded_tokenizer("llama-spm")
+    before.save(tmp_path)
+    document = json.loads((tmp_path / "tokenizer.json").read_text())
+    ids = before.encode("Hello world")
+    for scheme, wanted in (("first", "Hello world"), ("never", " Hello world")):
+        document["decoder"] = {"type": "Metaspace", "replacement": "\u2581", "prepend_scheme": scheme, "split": True}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(document))
+        assert load_tokenizer(tmp_path).decode(ids) == wanted
+
+
+def test_threads_that_read_control_tokens_and_threads_that_do_not_share_a_tokenizer(smollm):
+    text = "<|im_start|>user " * 50
+    wanted = {special: smollm.encode(text, special=special) for special in (True, False)}
+    wrong: list[bool] = []
+
+    def work(special: bool) -> None:
+        wrong.extend(special for _ in range(200) if smollm.encode(text, special=special) != wanted[special])
+
+    threads = [threading.Thread(target=work, args=(i % 2 == 0,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wanted[True] != wanted[False] and not wrong
