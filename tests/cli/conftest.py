@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,3 +39,32 @@ def freehold(home: dict[str, str], tmp_path: Path) -> Run:
         )
 
     return run
+
+
+VECTORS = Path(__file__).parents[1] / "vectors" / "models"
+TEMPLATE = "{% for m in messages %}{{ m.content }}{% endfor %}"
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    """A directory with a random Llama small enough to run in an instant, and a tokenizer of single bytes."""
+    model = tmp_path / "tiny"
+    model.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        shutil.copy(VECTORS / "llama-tied" / name, model / name)
+    # GPT-2's letters for bytes: printable ones stand for themselves, the others follow from U+0100 on.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
+    tokenizer = {
+        "version": "1.0",
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False},
+        "model": {"type": "BPE", "vocab": {letter: i for i, letter in enumerate(letters)}, "merges": []},
+    }
+    (model / "tokenizer.json").write_text(json.dumps(tokenizer))
+    (model / "tokenizer_config.json").write_text(json.dumps({"chat_template": TEMPLATE}))
+    return model

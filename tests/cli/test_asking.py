@@ -113,7 +113,9 @@ def test_run_passes_its_flags_on(freehold: Run, provider: Provider) -> None:
 
 def test_run_leaves_out_what_was_not_given(freehold: Run, provider: Provider) -> None:
     freehold("run", "-m", "fake.m", "hi")
-    assert not {"temperature", "top_p", "seed", "stop", "max_tokens", "max_completion_tokens"} & provider.asked[0].keys()
+    assert (
+        not {"temperature", "top_p", "seed", "stop", "max_tokens", "max_completion_tokens"} & provider.asked[0].keys()
+    )
 
 
 @pytest.mark.parametrize("prompt", ["", "  \n"])

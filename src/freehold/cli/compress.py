@@ -50,7 +50,7 @@ def command(
     given = {"group_size": group_size, "embedding_bits": embedding_bits}
     chosen = {key: int(value) for key, value in given.items() if value is not None}
     options = CompressOptions(bits=int(bits), overwrite=force, symmetric=not asymmetric, **chosen)
-    called = name or default_name(source, options.bits)
+    called = default_name(source, options.bits) if name is None else name
     target = out or store_path(called)
     with progress() as bar:
         path = store.resolve(source, progress=bar)
