@@ -94,7 +94,9 @@ def test_facts_come_from_the_other_process(model: Path) -> None:
     run(test)
 
 
-def test_kill_9_raises_at_once_in_every_iterator_and_the_engine_comes_back(model: Path) -> None:
+def test_kill_9_raises_at_once_in_every_iterator_and_the_engine_comes_back(
+    model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     async def test() -> None:
         async with started(model) as process:
             assert process.facts is not None
@@ -119,6 +121,8 @@ def test_kill_9_raises_at_once_in_every_iterator_and_the_engine_comes_back(model
             assert len(await collect(process, tiny.request("after", [1]))) == 12
 
     run(test)
+    assert "the engine process is gone: it died (signal SIGKILL)" in caplog.text
+    assert "Unknown child process" not in caplog.text
 
 
 def test_an_engine_that_was_refused_on_restart_stays_down_and_says_why(tmp_path: Path) -> None:

@@ -29,6 +29,9 @@ State = Literal["starting", "ready", "restarting", "down"]
 STOP_SECONDS = 5.0
 """How long the process may take to stop before it is killed."""
 
+DIED = "it died"
+"""Why a process is gone that closed its end of the socket."""
+
 _LINE = 1 << 14
 """Longest line of the worker's output kept, in bytes."""
 
@@ -265,14 +268,16 @@ class EngineProcess:
         try:
             connection.send(wire.load_message(self._model, self._settings, "stored"))
             message = await connection.receive()
-        except BaseException:
+        except BaseException as error:
             await connection.close()
+            if isinstance(error, wire.FrameError):
+                raise EngineDownError(f"the engine process talked nonsense while loading: {error}") from None
             raise
         if isinstance(message, wire.Ready):
             self._connection, self.facts, self._stats = connection, message.facts, message.stats
             self.state = "ready"
             return connection, message.facts
-        ending = await connection.close(seconds=STOP_SECONDS if message is None else 0.0)
+        ending = await connection.close(seconds=STOP_SECONDS)
         if isinstance(message, wire.Failure):
             raise message.error()
         raise EngineDownError(
@@ -297,7 +302,8 @@ class EngineProcess:
             began = time.monotonic()
             reason = await self._listen(connection)
             self._lose(reason)
-            ending = await connection.close()
+            # a dead process closes its socket just before it can be waited for, and killing it then would lose its status
+            ending = await connection.close(seconds=STOP_SECONDS if reason == DIED else 0.0)
             self._reason = f"{reason} ({ending})"
             _log.error("the engine process is gone: %s; restarting", self._reason)
             restarted = await self._restart(backoff, lambda began=began: time.monotonic() - began)  # type: ignore[misc]
@@ -313,7 +319,7 @@ class EngineProcess:
             except wire.FrameError as error:
                 return f"it talked nonsense: {error}"
             if message is None:
-                return "it died"
+                return DIED
             self._hand_out(message)
 
     def _hand_out(self, message: wire.FromEngine) -> None:
