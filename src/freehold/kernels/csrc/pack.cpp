@@ -82,18 +82,25 @@ int code_at(const Matrix& m, int row, int column) {
 
 Memory::Memory(size_t bytes) : size_(bytes) {
   if (bytes == 0) return;
-  const size_t alignment = bytes >= kHuge ? kHuge : 64;
-  const size_t rounded = (bytes + alignment - 1) / alignment * alignment;
-  data_ = static_cast<char*>(std::aligned_alloc(alignment, rounded));
-  if (!data_) throw std::bad_alloc();
+  mapped_ = (bytes + kHuge - 1) / kHuge * kHuge + kHuge;  // room to begin at a huge page
+  base_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (base_ == MAP_FAILED) {
+    base_ = nullptr;
+    throw std::bad_alloc();
+  }
+  const auto address = reinterpret_cast<uintptr_t>(base_);
+  data_ = reinterpret_cast<char*>(bytes < kHuge ? address : (address + kHuge - 1) / kHuge * kHuge);
 #if defined(MADV_HUGEPAGE)
-  if (alignment == kHuge) madvise(data_, rounded, MADV_HUGEPAGE);  // a wish: failing costs only TLB misses
+  if (bytes >= kHuge) madvise(data_, mapped_ - (data_ - static_cast<char*>(base_)), MADV_HUGEPAGE);  // costs only TLB misses if refused
 #endif
-  std::memset(data_, 0, rounded);
 }
-Memory::~Memory() { std::free(data_); }
-Memory::Memory(Memory&& other) noexcept : data_(std::exchange(other.data_, nullptr)), size_(std::exchange(other.size_, 0)) {}
+Memory::~Memory() {
+  if (base_) munmap(base_, mapped_);
+}
+Memory::Memory(Memory&& other) noexcept { *this = std::move(other); }
 Memory& Memory::operator=(Memory&& other) noexcept {
+  std::swap(base_, other.base_);
+  std::swap(mapped_, other.mapped_);
   std::swap(data_, other.data_);
   std::swap(size_, other.size_);
   return *this;

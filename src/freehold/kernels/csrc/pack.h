@@ -5,7 +5,7 @@
 
 namespace freehold {
 
-// Zeroed memory aligned to 64 bytes (2 MiB pages asked for where it is large). Throws std::bad_alloc.
+// Zeroed memory from the system, taken only as it is touched; 2 MiB pages asked for where it is large. Throws std::bad_alloc.
 class Memory {
  public:
   Memory() = default;
@@ -19,6 +19,8 @@ class Memory {
   size_t size() const { return size_; }
 
  private:
+  void* base_ = nullptr;
+  size_t mapped_ = 0;
   char* data_ = nullptr;
   size_t size_ = 0;
 };
