@@ -40,11 +40,11 @@ Executor::Executor(const Tier& tier, std::vector<BufferShape> buffers, std::vect
   expect(head_dim > 0 && head_dim <= kMaxHeadDim && head_dim % kPanel == 0, "head_dim must be a multiple of 16, at most 256");
   kv_ = {kv_type, layers, pages, kv_heads, head_dim, nullptr, nullptr, nullptr, nullptr};
   const size_t tokens = static_cast<size_t>(layers) * pages * kv_heads * kPage;
-  keys_ = Memory(tokens * head_dim * kv_.element());
-  values_ = Memory(tokens * head_dim * kv_.element());
+  keys_ = Memory(tokens * head_dim * kv_.element(), false);
+  values_ = Memory(tokens * head_dim * kv_.element(), false);
   if (kv_type == KVType::int8) {
-    key_scales_ = Memory(tokens * sizeof(float));
-    value_scales_ = Memory(tokens * sizeof(float));
+    key_scales_ = Memory(tokens * sizeof(float), false);
+    value_scales_ = Memory(tokens * sizeof(float), false);
   }
   kv_.keys = keys_.data();
   kv_.values = values_.data();

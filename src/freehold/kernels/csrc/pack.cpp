@@ -80,7 +80,7 @@ int code_at(const Matrix& m, int row, int column) {
 
 }  // namespace
 
-Memory::Memory(size_t bytes) : size_(bytes) {
+Memory::Memory(size_t bytes, bool huge) : size_(bytes) {
   if (bytes == 0) return;
   mapped_ = (bytes + kHuge - 1) / kHuge * kHuge + kHuge;  // room to begin at a huge page
   base_ = mmap(nullptr, mapped_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -91,7 +91,7 @@ Memory::Memory(size_t bytes) : size_(bytes) {
   const auto address = reinterpret_cast<uintptr_t>(base_);
   data_ = reinterpret_cast<char*>(bytes < kHuge ? address : (address + kHuge - 1) / kHuge * kHuge);
 #if defined(MADV_HUGEPAGE)
-  if (bytes >= kHuge) madvise(data_, mapped_ - (data_ - static_cast<char*>(base_)), MADV_HUGEPAGE);  // costs only TLB misses if refused
+  if (huge && bytes >= kHuge) madvise(data_, mapped_ - (data_ - static_cast<char*>(base_)), MADV_HUGEPAGE);  // costs only TLB misses if refused
 #endif
 }
 Memory::~Memory() {

@@ -5,11 +5,12 @@
 
 namespace freehold {
 
-// Zeroed memory from the system, taken only as it is touched; 2 MiB pages asked for where it is large. Throws std::bad_alloc.
+// Zeroed memory from the system, taken only as it is touched: by 2 MiB pages where `huge` and large enough (weights, read
+// whole), else by small ones (a KV cache, filled here and there). Throws std::bad_alloc.
 class Memory {
  public:
   Memory() = default;
-  explicit Memory(size_t bytes);
+  explicit Memory(size_t bytes, bool huge = true);
   ~Memory();
   Memory(Memory&& other) noexcept;
   Memory& operator=(Memory&& other) noexcept;
