@@ -10,7 +10,7 @@ follows its own.
 
 transformers runs in an environment of its own, made by `make oracle`: `--python` or ORACLE_PYTHON name its interpreter.
 `--check` exits 1 when decode is below 3x transformers float32 or prefill below transformers bfloat16, and 3 when the
-machine is busy: threads that are preempted inside a barrier would flatter us.
+machine is busy: ratios from such a run mean little.
 """
 
 from __future__ import annotations
@@ -221,7 +221,7 @@ def main() -> int:
         parser.error(f"no interpreter at {arguments.python}: run `make oracle`, or name one with --python")
     arguments.load = os.getloadavg()[0]
     if arguments.load > 0.5 * (os.cpu_count() or 1):
-        busy = f"load average {arguments.load:.1f}: something else runs here, and it slows transformers more than us"
+        busy = f"load average {arguments.load:.1f}: something else runs here, so figures mean little"
         if arguments.check:
             parser.exit(3, f"{busy}\nhint: --check wants an idle machine; wait until it is\n")
         print(f"note: {busy}", file=sys.stderr)
