@@ -155,7 +155,19 @@ def test_companion_files_come_along_and_the_card_names_source_and_licence(tmp_pa
     assert not (tmp_path / "out" / "modeling_evil.py").exists()
     card = (tmp_path / "out" / "README.md").read_text()
     assert 'license: "apache-2.0"' in card
-    assert "org/model" in card
+    assert "Base of the source: org/model" in card
+
+
+@pytest.mark.parametrize(
+    "front", ["base_model: org/base", "base_model:\n- org/base\n- org/other", "base_model: 'org/base'"]
+)
+def test_a_source_in_the_hub_cache_is_named_by_its_hub_id(tmp_path: Path, front: str) -> None:
+    (tmp_path / "models--org--a--b" / "snapshots").mkdir(parents=True)
+    source = write_checkpoint(tmp_path / "models--org--a--b" / "snapshots" / "0123abc")
+    (source / "README.md").write_text(f"---\n{front}\nlicense: mit\n---\n")
+    report = compress(source, tmp_path / "out")
+    assert (report.source_name, report.source_base, report.source_licence) == ("org/a--b", "org/base", "mit")
+    assert 'base_model: "org/a--b"' in (tmp_path / "out" / "README.md").read_text()
 
 
 def test_text_from_a_hostile_model_card_stays_text(tmp_path: Path) -> None:

@@ -36,6 +36,7 @@ _COPIED = (
 )
 _LEGAL = re.compile(r"^(licen[cs]e|notice|copying)(\.[a-z]{2,4})?$", re.IGNORECASE)
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?$", re.DOTALL | re.MULTILINE)
+_CACHED = re.compile(r"^models--([\w.-]+?)--([\w.-]+)$")  # directories of Hugging Face's cache
 _DIGESTED = (".safetensors", ".json", ".gguf", ".jinja", ".model", ".txt")
 
 
@@ -45,22 +46,26 @@ class Lineage:
 
     name: str | None
     licence: str | None
+    base: str | None
 
 
 def lineage(source: Path) -> Lineage:
-    """Name and licence from GGUF metadata, or from the front matter of a model card."""
+    """Name, licence and base model from GGUF metadata, or from the hub cache's path and a model card's front matter."""
     if source.is_file():
         from freehold.formats.gguf import GGUFFile
 
         file = GGUFFile(source)
         file.close()
-        return Lineage(_plain(file.metadata.get("general.name")), _plain(file.metadata.get("general.license")))
+        keys = ("general.name", "general.license", "general.base_model.0.name")
+        return Lineage(*(_plain(file.metadata.get(key)) for key in keys))
+    cached = next((match for part in source.parts if (match := _CACHED.match(part))), None)
+    name = f"{cached[1]}/{cached[2]}" if cached else None
     card = source / "README.md"
     if not card.is_file() or card.stat().st_size > 1 << 20:
-        return Lineage(None, None)
+        return Lineage(name, None, None)
     front = _FRONT_MATTER.search(card.read_text(encoding="utf-8", errors="replace"))
     text = front[1] if front else ""
-    return Lineage(_field(text, "base_model"), _field(text, "license"))
+    return Lineage(name, _field(text, "license"), _field(text, "base_model"))
 
 
 def digest(source: Path, progress: Progress) -> str:
@@ -76,7 +81,7 @@ def digest(source: Path, progress: Progress) -> str:
 def write_companions(source: Path, config: dict[str, Any], plan: Plan, out: Destination) -> tuple[str, ...]:
     """Write config.json, tokenizer and legal files; returns warnings."""
     warnings = []
-    made = {key: value for key, value in config.items() if key not in ("quantization_config", "_name_or_path")}
+    made = {key: value for key, value in config.items() if key != "_name_or_path"}
     if made.pop("auto_map", None) is not None:
         warnings.append("the source's own Python code (auto_map) was left out")
     if not made.get("dtype") and not made.get("torch_dtype"):
@@ -100,6 +105,8 @@ def model_card(report: Report) -> str:
     front = ["---", "library_name: transformers", "tags: [freehold, compressed-tensors]"]
     if report.source_licence:
         front.append(f"license: {json.dumps(report.source_licence)}")
+    if report.source_name and "/" in report.source_name:
+        front.append(f"base_model: {json.dumps(report.source_name)}")
     options = report.options
     rows = [
         f"| {row['role']} | {row['tensors']} | {row['source_dtype']} | {row['stored']} | {row['bytes']:,} "
@@ -114,6 +121,7 @@ def model_card(report: Report) -> str:
         f"Made by freehold {report.version} from `{_markdown(report.source)}`.",
         "",
         f"- Source: {_markdown(report.source_name or 'name not declared')}, SHA-256 `{report.source_sha256}`",
+        f"- Base of the source: {_markdown(report.source_base or 'not declared')}",
         f"- Licence of the source: {_markdown(report.source_licence or 'not declared; ask before passing this on')}",
         f"- Size: {report.bytes:,} bytes, {report.smaller_than_bf16:.1%} below bf16; "
         f"{report.bits_per_weight:.2f} bits per weight",
@@ -178,7 +186,7 @@ def _json(value: dict[str, Any]) -> bytes:
 
 
 def _field(text: str, key: str) -> str | None:
-    found = re.search(rf"^{key}:[ \t]*(\S[^\r\n]*)$", text, re.MULTILINE)
+    found = re.search(rf"^{key}:(?:[ \t]*\r?\n[ \t]*-)?[ \t]*(\S[^\r\n]*)$", text, re.MULTILINE)
     return _plain(found[1].strip("'\" ")) if found else None
 
 

@@ -40,7 +40,8 @@ class Report:
     Args:
         source: name of the source directory or file.
         source_sha256: digest over the source's weight and config files.
-        source_licence, source_name: as the source declares them; None where it doesn't.
+        source_name, source_licence, source_base: its name (or hub id), its licence and what it was made from, as it
+            declares them; None where it doesn't.
         options: choices that shaped the result.
         method: how scales were found, in a sentence.
         parameters: weights of the model (a shared embedding counts once).
@@ -58,8 +59,9 @@ class Report:
 
     source: str
     source_sha256: str
-    source_licence: str | None
     source_name: str | None
+    source_licence: str | None
+    source_base: str | None
     options: dict[str, int | bool]
     method: str
     parameters: int

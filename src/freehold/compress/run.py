@@ -202,10 +202,11 @@ def _report(
     parameters = sum(math.prod(tensor.info.shape) for tensor in plan.tensors)
     size = sum(shard.size for shard in layout.shards)
     return Report(
-        source=source.resolve().name,
+        source=source.absolute().name,
         source_sha256=sha256,
-        source_licence=origin.licence,
         source_name=origin.name,
+        source_licence=origin.licence,
+        source_base=origin.base,
         options=options.fingerprint(),
         method=METHOD,
         parameters=parameters,
