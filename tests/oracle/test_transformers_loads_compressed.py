@@ -10,7 +10,7 @@ import pytest
 
 from freehold.compress import CompressOptions, compress
 from freehold.formats import open_checkpoint
-from tests.oracle.recorded import MODELS, TINY, vector
+from tests.oracle.recorded import MODELS, TINY, smollm2, vector
 
 torch = pytest.importorskip("torch", reason="needs torch: run `make oracle`")
 transformers = pytest.importorskip("transformers", reason="needs transformers: run `make oracle`")
@@ -78,3 +78,14 @@ def compare(name: str, options: CompressOptions, tmp_path: Path) -> None:
     with open_checkpoint(tmp_path / "out") as checkpoint:
         for tensor in checkpoint.names():
             assert np.array_equal(found[tensor].detach().numpy(), checkpoint.float32(tensor)), tensor
+
+
+@pytest.mark.slow
+def test_smollm2_compressed_knows_the_capital_of_france_in_transformers_too(tmp_path: Path) -> None:
+    report = compress(smollm2(), tmp_path / "out")
+    assert report.smaller_than_bf16 >= 0.65
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "out")
+    prompt = tokenizer.encode("The capital of France is")
+    theirs = greedy(load(tmp_path / "out"), prompt, 16)
+    assert theirs == greedy(with_our_weights(tmp_path / "out"), prompt, 16)
+    assert "Paris" in tokenizer.decode(theirs)
