@@ -15,7 +15,7 @@ import pytest
 from tests.gateway import fakes
 from tests.gateway.fakes import Live, Provider, provider, recorded, response
 
-from freehold.errors import ContextLengthError, SettingError, UpstreamError
+from freehold.errors import ContextLengthError, EngineError, SettingError, UpstreamError
 from freehold.gateway.backends.openai import OpenAIBackend
 from freehold.gateway.router import Router
 from freehold.gateway.service import Gateway
@@ -337,3 +337,65 @@ def test_a_standby_without_a_model_is_reached_by_name_only() -> None:
     with pytest.raises(RequestError) as caught:
         plan(router)
     assert caught.value.status == 404
+
+
+def test_token_ids_stay_at_the_core(directory: Path) -> None:
+    with served(down(directory), [GOOD]) as (_, providers, client):
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.completions.create(model="tiny", prompt=[1, 2, 3])
+        assert (caught.value.status_code, caught.value.code) == (503, "engine_down")
+        assert providers[0].requests == []
+
+
+def test_a_raw_completion_may_go_to_a_standby(directory: Path) -> None:
+    with served(down(directory), [response(recorded("openai_completions_stream.txt"))]) as (_, providers, client):
+        answer = client.completions.create(model="tiny", prompt="Say", max_tokens=5, logprobs=2, echo=True)
+        assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("This is a test.", "stop")
+        sent = json.loads(providers[0].requests[0][1])
+        assert (sent["prompt"], sent["max_tokens"], sent["logprobs"], sent["echo"]) == ("Say", 5, 2, True)
+
+
+def test_tool_calls_are_streamed_as_they_come(directory: Path) -> None:
+    with served(fakes.core(directory), [response(recorded("openai_chat_tools_stream.txt"))]) as (_, _, client):
+        tools: list[Any] = [{"type": "function", "function": {"name": "get_current_weather"}}]
+        chunks = list(client.chat.completions.create(model="tiny", messages=ASK, tools=tools, stream=True))
+    calls = [call for c in chunks if c.choices for call in c.choices[0].delta.tool_calls or ()]
+    assert (calls[0].id, calls[0].function.name) == ("call_abc123", "get_current_weather")  # type: ignore[union-attr]
+    assert all(call.id is None and call.index == 0 for call in calls[1:])
+    arguments = "".join(call.function.arguments or "" for call in calls if call.function)
+    assert json.loads(arguments) == {"location": "Boston, MA"}
+    assert chunks[-1].choices[0].finish_reason == "tool_calls"
+
+
+def test_visible_thinking_is_kept_apart_from_the_answer(directory: Path) -> None:
+    def chunk(delta: dict[str, str], finish: str | None = None) -> bytes:
+        return (
+            b"data: "
+            + json.dumps({"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}).encode()
+            + b"\n\n"
+        )
+
+    body = chunk({"reasoning_content": "hm, "}) + chunk({"reasoning": "Paris"}) + chunk({"content": "Paris"}, "stop")
+    with served(down(directory), [response(body)]) as (_, _, client):
+        whole = client.chat.completions.create(model="tiny", messages=ASK).choices[0].message
+        chunks = list(client.chat.completions.create(model="tiny", messages=ASK, stream=True))
+    assert (whole.content, getattr(whole, "reasoning_content", None)) == ("Paris", "hm, Paris")
+    assert "".join(getattr(c.choices[0].delta, "reasoning_content", "") for c in chunks) == "hm, Paris"
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == "Paris"
+
+
+def test_a_choice_that_fails_takes_the_others_with_it(directory: Path) -> None:
+    """Half of the choices would be an answer that nobody asked for."""
+
+    def reply(prompt: str, request: Any) -> str:
+        if request.sampling.seed == 8:
+            raise EngineError("the engine failed: out of luck")
+        return "a long answer"
+
+    core = fakes.core(directory, reply, held=True)
+    with served(core) as (live, _, client):
+        with pytest.raises(openai.APIError, match="out of luck"):
+            list(client.chat.completions.create(model="tiny", messages=ASK, n=3, seed=7, stream=True))
+        live.until(lambda: len(core.engine.left) == 2)  # those of seeds 7 and 9
+    with served(fakes.core(directory, reply), [GOOD]) as (_, _, client), pytest.raises(openai.APIError):
+        ask(client, n=3, seed=7)  # the standby answers one choice only, which is no answer to this

@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,10 @@ from tests.gateway.byte_model import BYTES
 from tests.gateway.fakes import Live, provider, recorded, response
 
 from freehold.engine.process import Backoff, EngineProcess
+from freehold.errors import SettingError
 from freehold.gateway.backends.local import LocalBackend, load_text_side
 from freehold.gateway.service import Gateway, public_name
-from freehold.settings import EngineSettings
+from freehold.settings import EngineSettings, Settings, UpstreamSettings
 
 ENGINE = EngineSettings(threads=1, kv_memory_mb=64)
 GOOD = response(recorded("openai_chat_stream.txt"))
@@ -248,3 +250,36 @@ def test_paths_on_this_machine_are_not_shown_to_clients(directory: Path) -> None
     assert public_name(str(directory)) == directory.name
     assert public_name("org/model:variant") == "org/model:variant"
     assert public_name("smollm2") == "smollm2"
+
+
+def test_a_gateway_is_built_from_settings_and_answers_without_http(directory: Path) -> None:
+    from freehold.gateway.conversation import Request, TextDelta, TextPart, Turn
+
+    settings = Settings(
+        engine=replace(ENGINE, model=str(directory)), upstreams=(UpstreamSettings("one", "http://127.0.0.1:1/v1"),)
+    )
+
+    async def run() -> None:
+        async with Gateway.build(settings) as built:
+            assert [backend.name for backend in built.router.backends] == ["local", "one"]
+            request = Request(
+                id="r", model="local", turns=(Turn("user", (TextPart("hi"),)),), max_tokens=4, stream=True
+            )
+            answer = await built.answer(request)
+            text = "".join([event.text async for event in answer.events if isinstance(event, TextDelta)])
+            record = answer.record
+            assert text and record.backend == "local" and record.model == directory.name and record.failure is None
+            assert record.completion_tokens == 4 and record.prompt_tokens == 5 and record.finished == ["length"]
+            assert record.ttft is not None and record.seconds is not None and 0 < record.ttft <= record.seconds
+        assert built.core is not None and built.core.state == "down"
+
+    asyncio.run(run())
+
+
+def test_an_upstream_without_its_key_is_an_error_before_anything_starts(
+    monkeypatch: pytest.MonkeyPatch, directory: Path
+) -> None:
+    monkeypatch.delenv("NO_SUCH_KEY", raising=False)
+    upstreams = (UpstreamSettings("one", "https://example.org/v1", key_env="NO_SUCH_KEY"),)
+    with pytest.raises(SettingError, match="NO_SUCH_KEY is not set"):
+        Gateway.build(Settings(engine=replace(ENGINE, model=str(directory)), upstreams=upstreams))
