@@ -82,7 +82,8 @@ def test_float32_logits_of_the_builtin_model_equal_those_of_transformers(tier: s
 # Not met, and not by us: on this checkpoint transformers' bfloat16 run is itself 2.3e-2 from its own float32 run here
 # (3.2e-2 over all 112 positions); ours is 4e-6 from float32 arithmetic on the same bfloat16 matrices (see
 # test_live_transformers.py). With sdpa in place of eager attention the two recorded positions come to 1.0e-2, but the
-# worst of the 112 stays at 3.3e-2 and a quarter of them above 2e-2, so recording that instead would hide it. Strict, so that the day it is met is noticed.
+# worst of the 112 stays at 3.3e-2 and a quarter of them above 2e-2, so recording that instead would hide it.
+# Strict, so that the day it is met is noticed.
 @pytest.mark.slow
 @pytest.mark.xfail(strict=True, raises=AssertionError, reason="transformers' own bfloat16 rounding is above 2e-2 here")
 def test_bfloat16_logits_of_the_builtin_model_equal_those_of_transformers() -> None:
