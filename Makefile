@@ -82,7 +82,7 @@ sanitize: $(STAMPS)/dev
 	@touch $@
 
 oracle: .venv-oracle/stamp
-	@.venv-oracle/bin/python -m pytest -m oracle $(PYTEST_ARGS)
+	@.venv-oracle/bin/python -m pytest -m oracle tests/oracle $(PYTEST_ARGS)
 
 clean:
 	rm -rf .venv .venv-oracle build dist .coverage .coverage.* htmlcov .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
