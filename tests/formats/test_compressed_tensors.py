@@ -207,6 +207,7 @@ def test_a_group_of_layers_of_the_wrong_form_is_one_clear_error(tmp_path: Path, 
         ({"l.weight_shape": np.array([5, 64])}, "don't hold"),
         ({"l.weight_shape": np.array([4, -64])}, "don't hold"),
         ({"l.weight_shape": np.array([2**62, 2**62])}, "don't hold"),
+        ({"l.weight_shape": np.array([4, 0]), "l.weight_packed": np.zeros((4, 0), np.int32)}, "don't hold"),
         ({"l.weight_shape": np.array([4, 64, 1])}, "weight_shape of two integers"),
         ({"l.weight_shape": np.array([4.0, 64.0])}, "weight_shape of two integers"),
         ({"l.weight_packed": np.zeros((4, 8), np.int64)}, "expected packed int32"),
@@ -223,6 +224,15 @@ def test_parts_that_do_not_fit_together_are_one_clear_error(
     tensors = {name: values for name, values in (layer() | changes).items() if values is not None}
     with opened(tmp_path, tensors, config()) as checkpoint, pytest.raises(FormatError, match=problem):
         checkpoint.load("l.weight")
+
+
+@pytest.mark.parametrize("shape", [(8,), (2, 2, 8), (2, 0), (0, 8)])
+def test_int8_weights_that_are_no_matrix_are_one_clear_error(tmp_path: Path, shape: tuple[int, ...]) -> None:
+    tensors = {"l.weight": np.zeros(shape, np.int8), "l.weight_scale": np.ones(1, np.float32)}
+    with opened(tmp_path, tensors, config(num_bits=8)) as checkpoint:
+        for ask in (checkpoint.info, checkpoint.load):
+            with pytest.raises(FormatError, match="expected int8"):
+                ask("l.weight")
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,12 @@ def test_other_floats_are_loaded_as_float32(tmp_path: Path, dtype: str) -> None:
     np.testing.assert_array_equal(loaded, [[0.5, -2.0]])
 
 
+def test_a_double_beyond_float32_becomes_infinite_without_a_warning(tmp_path: Path) -> None:
+    save_file({"x": np.array([1e300, -1e300])}, tmp_path / "model.safetensors")
+    with SafetensorsSet(tmp_path) as tensors:
+        np.testing.assert_array_equal(load_dense(tensors, "x"), [np.inf, -np.inf])
+
+
 def test_integers_are_no_weights(tmp_path: Path) -> None:
     save_file({"x": np.array([1])}, tmp_path / "model.safetensors")
     with SafetensorsSet(tmp_path) as tensors, pytest.raises(UnsupportedError, match="a float tensor x, found I64"):
