@@ -47,6 +47,12 @@ def test_only_what_could_become_a_stop_string_is_held_back() -> None:
     assert [matcher.push(c) for c in "a ST STO!"] == ["a", " ", "", "", "ST ", "", "", "", "STO!"]
 
 
+@pytest.mark.parametrize("stops", [["ab", "b"], ["b", "ab"]])
+def test_of_two_stop_strings_that_end_together_the_longer_counts(stops: list[str]) -> None:
+    matcher = StopMatcher(stops)
+    assert (matcher.push("xa"), matcher.push("b"), matcher.hit) == ("x", "", "ab")
+
+
 class Bytes:
     """A detokenizer for tokens that are bytes."""
 

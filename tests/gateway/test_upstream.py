@@ -287,6 +287,11 @@ def test_a_key_is_sent_to_the_provider_and_shown_nowhere(caplog: pytest.LogCaptu
     assert "[key]" in error.message
 
 
+def test_a_key_that_does_not_look_like_one_is_hidden_all_the_same() -> None:
+    key = Key("correct-horse")
+    assert key.redact("no such key: correct-horse!") == "no such key: [key]!" and "horse" not in repr(key)
+
+
 def test_a_masked_key_in_a_providers_words_is_hidden_too() -> None:
     error = failure(response(recorded("openai_401_invalid_api_key.json"), "401 Unauthorized", "application/json"))
     assert "sk-abcde" not in error.message and error.body is not None and b"sk-abcde" not in error.body
