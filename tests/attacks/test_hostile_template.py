@@ -121,9 +121,10 @@ def test_every_bomb_ends_in_an_error_quickly_and_without_much_memory():
         import json, resource, sys, time
         from freehold.errors import TemplateError
         from freehold.formats.template import ChatTemplate
+        from freehold.process_memory import peak_resident_bytes
         bombs = json.load(sys.stdin)
         ChatTemplate({"default": "{{ messages|tojson }}"}).render([1])
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        before = peak_resident_bytes()
         resource.setrlimit(resource.RLIMIT_AS, (2 << 30, 2 << 30))
         for source in bombs:
             started = time.process_time()
@@ -134,7 +135,7 @@ def test_every_bomb_ends_in_an_error_quickly_and_without_much_memory():
                 end = "error" if "MemoryError" not in error.message and "grows" not in error.message else error.message
                 if "maximum recursion" in error.message or "RecursionError" in error.message:
                     end = "error"
-            grown = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10
+            grown = (peak_resident_bytes() - before) >> 20
             print(json.dumps([source[:90], end, time.process_time() - started, grown]))
     """
     run = subprocess.run(

@@ -18,9 +18,9 @@ TEMPLATE = (
 )
 
 
-def write(directory: Path, *, template: str | None = TEMPLATE) -> Path:
+def write(directory: Path, *, template: str | None = TEMPLATE, context: int = 4096) -> Path:
     """The model directory. Its chat template marks turns as `<|role|>text<|end|>`."""
-    tiny.write(directory, vocab_size=VOCABULARY, max_position_embeddings=4096)
+    tiny.write(directory, vocab_size=VOCABULARY, max_position_embeddings=context)
     core = tokenizers.Tokenizer(models.BPE(vocab={byte: i for i, byte in enumerate(BYTES)}, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     core.decoder = decoders.ByteLevel()

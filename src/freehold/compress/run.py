@@ -10,7 +10,6 @@ import hashlib
 import json
 import math
 import os
-import resource
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -32,6 +31,7 @@ from freehold.compress.write import REPORT, Destination, TensorWriter
 from freehold.errors import FormatError, UsageError
 from freehold.formats import Checkpoint, QuantizedTensor, Tensor, open_checkpoint
 from freehold.formats.tensors import to_float32
+from freehold.process_memory import peak_resident_bytes
 
 ALGORITHM = 1
 """Raised whenever the same source and options would give other bytes: unfinished work of another version is dropped."""
@@ -246,8 +246,7 @@ def _relative(error: float, norm: float) -> float:
 
 
 def _timed(report: Report, started: float) -> Report:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts in KiB
-    return dataclasses.replace(report, seconds=time.monotonic() - started, peak_rss_bytes=peak)
+    return dataclasses.replace(report, seconds=time.monotonic() - started, peak_rss_bytes=peak_resident_bytes())
 
 
 def _fingerprint(sha256: str, options: CompressOptions, layout: Layout) -> dict[str, Any]:

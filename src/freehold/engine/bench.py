@@ -19,6 +19,7 @@ from freehold.engine.runner import Engine
 from freehold.errors import EngineError, UsageError
 from freehold.kernels import limits
 from freehold.kernels.program import Program
+from freehold.process_memory import peak_resident_bytes, resident_bytes
 from freehold.settings import EngineSettings
 
 PREFILL, DECODE = 512, 128
@@ -60,7 +61,7 @@ def bench(
         raise UsageError(
             f"the context of {engine.context} tokens is too short for a bench of {max(prefill, decode + 1)}"
         )
-    loaded = _memory("VmRSS")
+    loaded = resident_bytes()
     tell(1, total, "measuring this machine")
     machine = limits.measure(engine.facts.isa, engine.facts.threads)
     tell(2, total, "prefill and decode")
@@ -85,7 +86,7 @@ def bench(
         tell(3 + number, total, f"{count} streams")
         report["streams"].append(_streams(engine, count))
     tell(total, total, "done")
-    return report | {"rss_loaded_bytes": loaded, "rss_peak_bytes": _memory("VmHWM")}
+    return report | {"rss_loaded_bytes": loaded, "rss_peak_bytes": peak_resident_bytes()}
 
 
 def layer_weights(program: Program) -> int:
@@ -167,9 +168,3 @@ def _rate(rates: list[float], limit: float) -> dict[str, Any]:
 def _percentiles(values: list[float]) -> dict[str, float]:
     p50, p95 = np.percentile(values, [50, 95])
     return {"p50": float(p50), "p95": float(p95)}
-
-
-def _memory(field: str) -> int:
-    """Bytes of this process: VmRSS now, VmHWM at its highest."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:"))
