@@ -186,6 +186,19 @@ def test_a_failing_step_ends_its_requests_with_a_reason_and_spares_those_waiting
     assert set(tiny.drain(running)) == {"b"}
 
 
+def test_a_failing_draw_is_a_failing_step_and_not_the_end_of_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    running = tiny.engine()
+    running.add(tiny.request("a", [1, 2]))
+    with monkeypatch.context() as patched:
+        patched.setattr("freehold.engine.runner.sample", lambda logits, states: 1 // 0)
+        with pytest.raises(StepError) as caught:
+            running.step()
+    assert [(o.id, o.finish) for o in caught.value.outputs] == [("a", "error")]
+    assert running.stats.kv_pages_used == 0
+    running.add(tiny.request("b", [1, 2]))
+    assert tiny.drain(running)
+
+
 def test_logits_that_are_not_finite_end_only_their_own_request() -> None:
     running = tiny.engine()
     running.executor = _Breaking(running.executor)

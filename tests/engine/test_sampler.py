@@ -122,6 +122,13 @@ def test_repetition_penalty_covers_prompt_and_output_and_pushes_both_signs_down(
     assert next_token([2.0, 1.5, 0.0], [0, 0, 0], [0, 0], repetition_penalty=1.2) == 0  # once, however often seen
 
 
+def test_the_strongest_penalty_leaves_numbers_that_can_be_drawn_from() -> None:
+    for temperature, top_p in ((1e-5, 0.9), (1.0, 0.9), (100.0, 1.0)):
+        sampling = Sampling(repetition_penalty=0.01, temperature=temperature, top_p=top_p, seed=1)
+        logits = np.array([[3e4, -3e4, 0.0]], np.float32)
+        assert sample(logits, [SamplerState(sampling, [0, 1, 2])])[0].token == 0
+
+
 def test_presence_penalty_counts_once_and_only_the_output() -> None:
     assert next_token([2.0, 1.5], [0], [], presence_penalty=1.0) == 0
     assert next_token([2.0, 1.5], [], [0], presence_penalty=1.0) == 1

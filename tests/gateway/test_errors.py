@@ -59,6 +59,7 @@ CASES = [
     (CHAT, body(temperature=2.5), "temperature", "decimal_above_max_value"),
     (CHAT, body(temperature="hot"), "temperature", "invalid_type"),
     (CHAT, body(top_p=-0.1), "top_p", "decimal_below_min_value"),
+    (CHAT, body(repetition_penalty=1e-45), "repetition_penalty", "decimal_below_min_value"),
     (CHAT, body(n=0), "n", "integer_below_min_value"),
     (CHAT, body(n=129), "n", "integer_above_max_value"),
     (CHAT, body(n=True), "n", "invalid_type"),

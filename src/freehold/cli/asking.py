@@ -37,9 +37,7 @@ _FLAGS = [
         "--top-p", type=click.FloatRange(0, 1, min_open=True), help="Choose among the likeliest that hold this share."
     ),
     click.option("--min-p", type=click.FloatRange(0, 1), help="Drop tokens below this share of the likeliest."),
-    click.option(
-        "--repetition-penalty", type=click.FloatRange(0, 100, min_open=True), help="Above 1: repeat less of anything."
-    ),
+    click.option("--repetition-penalty", type=click.FloatRange(0.01, 100), help="Above 1: repeat less of anything."),
     click.option("--presence-penalty", type=click.FloatRange(-2, 2), help="Above 0: avoid tokens used already."),
     click.option("--frequency-penalty", type=click.FloatRange(-2, 2), help="The same, for each time they were used."),
     click.option("--seed", type=int, help="The same seed gives the same answer."),

@@ -31,7 +31,8 @@ class Sampling:
         top_k: keep the k most likely tokens; 0 = all.
         top_p: keep the smallest set of most likely tokens whose mass reaches top_p; in (0, 1].
         min_p: drop tokens less likely than min_p times the most likely one; in [0, 1].
-        repetition_penalty: logits of tokens in prompt or output are divided (if positive) or multiplied by it; > 0.
+        repetition_penalty: logits of tokens in prompt or output are divided (if positive) or multiplied by it; in
+            [0.01, 100]: smaller ones would make numbers that float32 has no room for.
         presence_penalty: subtracted once from logits of tokens in the output; in [-2, 2].
         frequency_penalty: subtracted for each time a token is in the output; in [-2, 2].
         logit_bias: token id -> added to its logit; in [-100, 100].
@@ -63,7 +64,7 @@ class Sampling:
         _within("top_k", self.top_k, 0, 2**31 - 1)
         _within("top_p", self.top_p, 0, 1, open_below=True)
         _within("min_p", self.min_p, 0, 1)
-        _within("repetition_penalty", self.repetition_penalty, 0, 100, open_below=True)
+        _within("repetition_penalty", self.repetition_penalty, 0.01, 100)
         _within("presence_penalty", self.presence_penalty, -2, 2)
         _within("frequency_penalty", self.frequency_penalty, -2, 2)
         if len(self.logit_bias) > MAX_BIASES:

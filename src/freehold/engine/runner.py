@@ -151,15 +151,15 @@ class Engine:
         chunks = self._scheduler.schedule()
         if not chunks:
             return []
+        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         try:
             logits = self.executor.run(step_of(chunks))
+            sampled = sample(logits, [sequence.sampler for sequence in sampling])
         except Exception as error:
             error.add_note(f"in a step of {len(chunks)} sequences")
             raise StepError([self._fail(chunk.sequence, error) for chunk in chunks]) from error
         self._steps += 1
-        sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         _advance(chunks)
-        sampled = sample(logits, [sequence.sampler for sequence in sampling])
         return [self._deliver(sequence, choice) for sequence, choice in zip(sampling, sampled, strict=True)]
 
     def _deliver(self, sequence: Sequence, choice: Sampled) -> TokenOutput:
