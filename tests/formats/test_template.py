@@ -166,6 +166,38 @@ def test_a_model_without_a_template_is_one_clear_error(tmp_path: Path):
         ChatTemplate.of(write_gguf(tmp_path / "bare.gguf", metadata))
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("README.md", b""),
+        ("chat_template.jinja", b"{% if %}"),
+        ("chat_template.jinja", b"\xff"),
+        ("chat_template.jinja", b"x" * (5 << 20)),
+        ("tokenizer_config.json", b"{"),
+        ("tokenizer_config.json", b"\xff"),
+        ("special_tokens_map.json", b"[]"),
+    ],
+)
+def test_errors_name_files_but_not_the_directories_of_this_machine(tmp_path: Path, name: str, content: bytes):
+    directory = tmp_path / "my-model"
+    directory.mkdir()
+    (directory / name).write_bytes(content)
+    if name == "special_tokens_map.json":
+        (directory / "chat_template.jinja").write_text("Hi")
+    with pytest.raises(TemplateError) as caught:
+        ChatTemplate.of(directory)
+    assert str(tmp_path) not in caught.value.message
+    assert "my-model" in caught.value.message or name in caught.value.message
+
+
+def test_a_template_that_fails_names_its_model_but_not_the_directories(tmp_path: Path):
+    directory = tmp_path / "my-model"
+    directory.mkdir()
+    (directory / "chat_template.jinja").write_text("{{ 1 // 0 }}{{ messages[0].x.y.z }}")
+    with pytest.raises(TemplateError, match=r"^my-model: chat template"):
+        ChatTemplate.of(directory).render(HI)
+
+
 def test_a_syntax_error_names_its_line():
     with pytest.raises(TemplateError, match="line 2"):
         render("fine\n{% if %}")

@@ -2,7 +2,8 @@
 
 Templates are programs by strangers, run in `sandbox.Sandbox`: they can't reach Python, files or the network, and
 what they may use of time and memory is bounded. Conventions (names, filters, whitespace) are those of Hugging Face
-transformers, https://huggingface.co/docs/transformers/chat_templating. This module knows no tokens and no HTTP.
+transformers, https://huggingface.co/docs/transformers/chat_templating. Errors name files without their directories:
+clients of a server see them. This module knows no tokens and no HTTP.
 """
 
 from __future__ import annotations
@@ -60,14 +61,15 @@ class ChatTemplate:
             TemplateError: there is none, or it is broken.
         """
         path = Path(path)
+        where = path.name or path.resolve().name
         if path.is_dir():
-            return cls(templates_of_directory(path), tokens=_tokens_of_directory(path), where=str(path))
+            return cls(templates_of_directory(path), tokens=_tokens_of_directory(path), where=where)
         from freehold.formats.gguf import GGUFFile
         from freehold.formats.gguf_tokenizer import special_tokens, templates_of_metadata
 
         file = GGUFFile(path)
         try:
-            return cls(templates_of_metadata(file.metadata), tokens=special_tokens(file.metadata), where=str(path))
+            return cls(templates_of_metadata(file.metadata), tokens=special_tokens(file.metadata), where=where)
         finally:
             file.close()
 
@@ -191,13 +193,13 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         return read_json(file, "tokenizer file")
     except FormatError as error:
-        raise TemplateError(error.message, hint=error.hint) from None
+        raise TemplateError(error.message.replace(str(file), file.name), hint=error.hint) from None
 
 
 def _source(file: Path) -> str:
     if file.stat().st_size > 4 * MAX_SOURCE:
-        raise TemplateError(f"{file} has {file.stat().st_size:,} bytes, too many for a chat template")
+        raise TemplateError(f"{file.name} has {file.stat().st_size:,} bytes, too many for a chat template")
     try:
         return file.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise TemplateError(f"{file} is not UTF-8: byte {error.start}") from None
+        raise TemplateError(f"{file.name} is not UTF-8: byte {error.start}") from None
