@@ -42,14 +42,30 @@ class ToolCall:
 
 
 @dataclass(frozen=True, slots=True)
+class Reasoning:
+    """Thinking of an earlier turn, given back by the client.
+
+    Args:
+        signature: the provider's seal on it, without which that provider refuses the turn.
+        redacted: the provider's opaque data, in place of text.
+    """
+
+    text: str = ""
+    signature: str | None = None
+    redacted: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Turn:
-    """One message. `tool_call_id` says which call a tool's answer belongs to."""
+    """One message. `tool_call_id` says which call a tool's answer belongs to; `failed`, that the tool failed."""
 
     role: Role
     parts: tuple[Part, ...] = ()
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+    failed: bool = False
+    reasoning: tuple[Reasoning, ...] = ()
 
     @property
     def text(self) -> str:
@@ -87,6 +103,13 @@ class Request:
     """What a client wants: either `turns` (a chat) or `prompts` (raw completions), never both.
 
     Choices are numbered prompt by prompt: choice `p * n + i` is the i-th answer to prompt p; a chat is one prompt.
+
+    Args:
+        reasoning_effort: "none", "minimal", "low", "medium" or "high"; None = the model's default.
+        reasoning_budget: most tokens of thinking, for dialects that count them.
+        continue_from: text of the only choice that the client has already; the answer goes on behind its last character.
+        dialect: the client's, by name, and `body`, the request as it came: for an upstream that speaks the same.
+        key_id: of the virtual key that asks; empty when keys are not used.
     """
 
     id: str
@@ -105,6 +128,12 @@ class Request:
     echo: bool = False
     user: str | None = None
     stream: bool = False
+    reasoning_effort: str | None = None
+    reasoning_budget: int | None = None
+    continue_from: str = ""
+    dialect: str = ""
+    body: bytes = field(default=b"", repr=False)
+    key_id: str = ""
 
     @property
     def choices(self) -> int:
@@ -151,10 +180,12 @@ class TextDelta:
 
 @dataclass(frozen=True, slots=True)
 class ReasoningDelta:
-    """More of the model's visible thinking."""
+    """More of the model's visible thinking; `signature` comes with its last delta, from providers that seal it."""
 
     text: str
     index: int = 0
+    signature: str | None = None
+    redacted: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,14 +208,16 @@ class Usage:
     cached_tokens: int = 0
     reasoning_tokens: int = 0
     index: int = 0
+    cache_write_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A choice is complete: exactly one per index."""
+    """A choice is complete: exactly one per index. `stop_sequence`: the client's stop string that ended it."""
 
     reason: FinishReason
     index: int = 0
+    stop_sequence: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
