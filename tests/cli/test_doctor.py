@@ -77,6 +77,19 @@ def test_a_server_that_others_can_reach_without_a_key_is_wrong(freehold: Run) ->
     assert "very-secret" not in done.stdout
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.8.8.8", "::1", "localhost"])
+def test_a_server_on_loopback_needs_no_key(host: str, freehold: Run) -> None:
+    assert findings(freehold("doctor", "--json", env={"FREEHOLD_HOST": host}))["server"]["good"] is True
+
+
+def test_the_hub_token_is_looked_for_where_it_is_used_from(freehold: Run, tmp_path: Path) -> None:
+    assert findings(freehold("doctor", "--json"))["hub token"]["value"] == "none"
+    token = tmp_path / "token"
+    token.write_text("hf_very_secret\n")
+    done = freehold("doctor", "--json", env={"HF_TOKEN_PATH": str(token)})
+    assert findings(done)["hub token"]["value"] == "present" and "very_secret" not in done.stdout
+
+
 def test_an_instruction_set_that_does_not_exist_is_refused(freehold: Run) -> None:
     done = freehold("doctor", env={"FREEHOLD_ISA": "mmx"})
     assert done.returncode == 2 and "FREEHOLD_ISA" in done.stderr

@@ -80,7 +80,12 @@ def test_without_a_key_web_pages_from_elsewhere_are_kept_out(directory: Path, he
 
 def test_pages_on_this_machine_may_ask(directory: Path) -> None:
     with fakes.live(Gateway(fakes.core(directory))) as live:
-        for headers in ({"origin": "http://localhost:3000"}, {"host": "localhost:7411"}, {"host": "[::1]:7411"}):
+        for headers in (
+            {"origin": "http://localhost:3000"},
+            {"host": "localhost:7411"},
+            {"host": "[::1]:7411"},
+            {"host": "127.8.8.8:7411"},  # any address that may be listened on without a key
+        ):
             assert httpx2.post(live.url + CHAT, json=BODY, headers=headers).status_code == 200
 
 

@@ -11,7 +11,6 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import click
 
@@ -106,23 +105,21 @@ def _store(settings: Settings) -> Iterator[Finding]:
 
 
 def _hub(settings: Settings) -> Iterator[Finding]:
-    token = bool(os.environ.get("HF_TOKEN")) or _hub_home().joinpath("token").is_file()
-    yield Finding("hub token", "present" if token else "none", "needed for gated models only")
-    if os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}:
+    from freehold.formats.hub import HubSettings
+
+    hub = HubSettings.from_environment()
+    yield Finding("hub token", "present" if hub.token else "none", "needed for gated models only")
+    if hub.offline:
         yield Finding("hub", "offline", "HF_HUB_OFFLINE is set: only cached models are found")
 
 
-def _hub_home() -> Path:
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    return Path(os.environ.get("HF_HOME") or cache / "huggingface").expanduser()
-
-
 def _server(settings: Settings) -> Iterator[Finding]:
+    from freehold.gateway.loopback import is_loopback
+
     server = settings.server
     where = f"{server.host}:{server.port}"
-    loopback = server.host in ("127.0.0.1", "::1", "localhost")
     key = "clients must send a key" if server.api_key else "no key asked"
-    if not loopback and not server.api_key:
+    if not server.api_key and not is_loopback(server.host):
         yield Finding("server", where, "reachable from outside without a key: set FREEHOLD_API_KEY", good=False)
         return
     yield Finding("server", where, key + ("; port in use" if _taken(server.host, server.port) else ""))

@@ -16,11 +16,11 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from freehold.gateway.dialects.errors import INVALID, Envelope
+from freehold.gateway.loopback import is_loopback
 from freehold.gateway.service import Record
 
 log = logging.getLogger("freehold.access")
 
-LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 OPEN_PATHS = frozenset({"/health"})
 
 
@@ -83,17 +83,17 @@ def _check_browser(headers: Headers) -> Envelope | None:
     A foreign Host is DNS rebinding, a foreign Origin a cross-site request.
     """
     for name, url in (("Host", "//" + headers.get("host", "")), ("Origin", headers.get("origin", ""))):
-        if url and _hostname(url) not in LOOPBACK:
+        if url and not is_loopback(_hostname(url)):
             text = f"{name} is not a loopback name. Set an api_key to serve other hosts."
             return Envelope(403, text, INVALID, code="forbidden_origin")
     return None
 
 
-def _hostname(url: str) -> str | None:
+def _hostname(url: str) -> str:
     try:
-        return urlsplit(url).hostname
+        return urlsplit(url).hostname or ""
     except ValueError:
-        return None
+        return ""
 
 
 async def send_envelope(envelope: Envelope, send: Send) -> None:

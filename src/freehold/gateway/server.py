@@ -6,7 +6,6 @@ Knows sockets, signals and the log; nothing of requests.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import logging
 import socket
 import sys
@@ -17,6 +16,7 @@ import uvicorn
 
 from freehold.errors import FreeholdError, SettingError
 from freehold.gateway.app import create_app
+from freehold.gateway.loopback import is_loopback
 from freehold.gateway.service import Gateway
 from freehold.settings import ServerSettings, Settings
 
@@ -123,7 +123,7 @@ def invitation(settings: ServerSettings, port: int) -> list[str]:
 
 def check_reach(settings: ServerSettings) -> None:
     """Refuses to serve other machines without a key."""
-    if settings.api_key or _is_loopback(settings.host):
+    if settings.api_key or is_loopback(settings.host):
         return
     raise SettingError(
         f"server.host {settings.host!r} can be reached by others, but no api_key is set",
@@ -153,15 +153,6 @@ def bind(settings: ServerSettings) -> socket.socket:
         hint = "another server may be running there; choose another --port (0 = any free one)"
         raise SettingError(f"can't listen on {where}: {error.strerror}", hint=hint) from None
     return listener
-
-
-def _is_loopback(host: str) -> bool:
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def _to_stderr(line: str) -> None:

@@ -23,6 +23,7 @@ from freehold.gateway.backends.sse import EventReader
 from freehold.gateway.classify import classify
 from freehold.gateway.conversation import Event, Request
 from freehold.gateway.failures import CapabilityError
+from freehold.gateway.loopback import is_loopback
 from freehold.settings import GuardSettings, UpstreamSettings
 
 MAX_ERROR_BODY = 64 << 10
@@ -147,7 +148,7 @@ def _checked_url(upstream: UpstreamSettings, has_key: bool) -> str:
     if parts.username or parts.password or parts.query or parts.fragment:
         hint = "keys go into key_env or key_file"
         raise SettingError(f"{where}: expected neither credentials nor a query in the URL", hint=hint)
-    if has_key and parts.scheme == "http" and parts.hostname not in ("localhost", "127.0.0.1", "::1"):
+    if has_key and parts.scheme == "http" and not is_loopback(parts.hostname):
         raise SettingError(f"{where}: expected https, because a key would travel unencrypted to {parts.hostname}")
     return upstream.base_url.rstrip("/")
 
