@@ -248,6 +248,25 @@ def test_the_token_is_in_no_error(hub, monkeypatch):
     assert "hf_secret_token" not in shown
 
 
+@pytest.mark.parametrize("token", ["hf_first\nhf_secret", "hf_secret\u00e9", "hf_\x00secret", "two hf_secret"])
+def test_a_token_that_no_header_can_carry_is_refused_without_being_shown(hub, monkeypatch, tmp_path, token):
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "token").write_text(token)
+    with pytest.raises(StoreError, match="token must be one line") as caught:
+        store.resolve("org/tensors")
+    assert "secret" not in f"{caught.value.message} {caught.value.hint}" and not hub.seen
+
+
+@pytest.mark.parametrize("status", [403, 404, 418, 500])
+def test_credentials_in_the_endpoint_are_in_no_error(hub, monkeypatch, status):
+    monkeypatch.setenv("HF_ENDPOINT", hub.address.replace("//", "//me:p%40ss-word@"))
+    hub.listing_status = [status] * 20
+    with pytest.raises(StoreError) as caught:
+        store.resolve("org/tensors")
+    shown = f"{caught.value.message} {caught.value.hint} {HubSettings.from_environment()!r}"
+    assert "ss-word" not in shown and "127.0.0.1" in shown
+
+
 def test_progress_counts_every_byte_once_over_all_files(hub):
     hub.cuts["model.safetensors"] = [300_000]
     steps: list[tuple[int, int | None]] = []

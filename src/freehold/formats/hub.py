@@ -61,7 +61,7 @@ class Listing:
 
 @dataclass(frozen=True, slots=True)
 class HubSettings:
-    """Where the hub and its cache are; `token` is kept out of repr."""
+    """Where the hub and its cache are; `token`, and credentials in `endpoint`, are kept out of repr and of errors."""
 
     endpoint: str
     cache: Path
@@ -84,7 +84,12 @@ class HubSettings:
         return cls(endpoint, cache, offline, token or None)
 
     def __repr__(self) -> str:
-        return f"HubSettings(endpoint={self.endpoint!r}, cache={str(self.cache)!r}, offline={self.offline})"
+        return f"HubSettings(endpoint={self.shown!r}, cache={str(self.cache)!r}, offline={self.offline})"
+
+    @property
+    def shown(self) -> str:
+        """The endpoint as it may be shown: without the name and password that mirrors sometimes want in it."""
+        return re.sub(r"//[^/]*@", "//", self.endpoint)
 
     def repository(self, repo: str) -> Path:
         """The repository's directory in the cache."""
@@ -219,7 +224,7 @@ class Hub:
                 tries, before = 0, now
             tries += 1
             if tries >= (CONNECT_ATTEMPTS if isinstance(error, httpx2.ConnectError) else ATTEMPTS):
-                raise _gave_up(what, error, self.settings.endpoint) from None
+                raise _gave_up(what, error, self.settings.shown) from None
             asked = error.pause if isinstance(error, _Busy) else None
             self._pause(min(2.0 ** (tries - 1) if asked is None else asked, MAX_PAUSE))
 
@@ -227,8 +232,13 @@ class Hub:
         import httpx2
 
         headers = {"Accept-Encoding": "identity", "User-Agent": "freehold"}  # ranges count bytes as they are stored
-        if self.settings.token:
-            headers["Authorization"] = f"Bearer {self.settings.token}"  # dropped on redirects to another host
+        if token := self.settings.token:
+            if not re.fullmatch(r"[!-~]+", token):  # the HTTP client would quote it in its error
+                raise StoreError(
+                    "the hub's token must be one line of printable ASCII without spaces, found something else",
+                    hint="check HF_TOKEN, or the file that HF_TOKEN_PATH names",
+                )
+            headers["Authorization"] = f"Bearer {token}"  # dropped on redirects to another host
         return httpx2.Client(headers=headers, follow_redirects=True, timeout=httpx2.Timeout(30.0, connect=10.0))
 
     def _check(self, response: httpx2.Response, repo: str, revision: str) -> None:
@@ -239,17 +249,17 @@ class Hub:
         if code == "GatedRepo" or (status == 403 and code != "RepoNotFound"):
             raise StoreError(
                 f"{repo} is gated: its owner wants you to accept its terms first",
-                hint=f"accept them at {self.settings.endpoint}/{repo}, then set HF_TOKEN to a token of that account",
+                hint=f"accept them at {self.settings.shown}/{repo}, then set HF_TOKEN to a token of that account",
             )
         if code == "RevisionNotFound":
             raise ModelNotFoundError(f"{repo} has no revision {revision!r}", hint="leave out @revision for the newest")
         if status in (401, 404):
             raise ModelNotFoundError(
-                f"no model {repo} at {self.settings.endpoint}, or it is private",
+                f"no model {repo} at {self.settings.shown}, or it is private",
                 hint="check the spelling (org/name); for a private one set HF_TOKEN",
             )
         if status not in (200, 206):
-            raise StoreError(f"{self.settings.endpoint} answered {status} for {repo}", hint="try again later")
+            raise StoreError(f"{self.settings.shown} answered {status} for {repo}", hint="try again later")
 
     def _check_space(self, repository: Path, files: list[HubFile]) -> None:
         missing = sum(file.size for file in files if not (repository / "blobs" / file.digest).exists())
