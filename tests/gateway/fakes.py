@@ -241,7 +241,7 @@ def provider(*script: Sequence[bytes | None]) -> Iterator[Provider]:
         try:
             yield found
         finally:
-            server.close()
+            loop.soon(server.close)  # in the loop's own thread, where connections end too
             loop.run(found.close())
 
 
