@@ -287,6 +287,18 @@ def test_a_key_is_sent_to_the_provider_and_shown_nowhere(caplog: pytest.LogCaptu
     assert "[key]" in error.message
 
 
+@pytest.mark.parametrize("inside", [False, True])
+def test_no_part_of_a_key_is_left_where_long_words_are_cut_short(inside: bool) -> None:
+    secret = "0123456789abcdef" * 3  # nothing but the key itself says that it is one
+    for before in range(430, 500, 7):
+        told = f'{{"error": {{"message": "{"x" * before} {secret} {"y" * 500}"}}}}'
+        reply = response(f"data: {told}\n\n".encode()) if inside else response(told.encode(), "500 Oops", "text/json")
+        with provider([reply]) as found, pytest.raises(UpstreamError) as caught:
+            settings = UpstreamSettings(name="openai", base_url=found.url, model="m")
+            collect(OpenAIBackend(settings, GuardSettings(), key=Key(secret)))
+        assert "01" not in caught.value.message and len(caught.value.message) < 600
+
+
 def test_a_key_that_does_not_look_like_one_is_hidden_all_the_same() -> None:
     key = Key("correct-horse")
     assert key.redact("no such key: correct-horse!") == "no such key: [key]!" and "horse" not in repr(key)

@@ -43,20 +43,19 @@ _BY_WORDS = (
     (re.compile(r"maximum context length|prompt is too long|context window", re.I), "context"),
 )
 _BY_STATUS = {401: "auth", 402: "billing", 403: "auth", 408: "transport", 413: "context", 429: "rate"}
-MAX_MESSAGE = 500
 
 
 def classify(status: int, body: bytes) -> tuple[str, str]:
-    """The kind of failure, and the provider's own words (shortened; keys not yet removed).
+    """The kind of failure, and the provider's own words on one line (neither shortened nor rid of keys).
 
     Args:
         status: of the response; 200 for an error that came inside a stream.
         body: the response's body, or the JSON of the in-stream error.
     """
     error = _error_object(body)
-    message = _text(error.get("message")) or body[:MAX_MESSAGE].decode("utf-8", "replace")
+    message = _text(error.get("message")) or body.decode("utf-8", "replace")
     kind = _kind(status, error, message)
-    return kind, " ".join(message.split())[:MAX_MESSAGE]
+    return kind, " ".join(message.split())
 
 
 def _kind(status: int, error: dict[str, Any], message: str) -> str:

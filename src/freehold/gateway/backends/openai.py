@@ -27,6 +27,7 @@ from freehold.gateway.loopback import is_loopback
 from freehold.settings import GuardSettings, UpstreamSettings
 
 MAX_ERROR_BODY = 64 << 10
+MAX_MESSAGE = 500  # characters of a provider's words that are passed on
 DRAIN_SECONDS = 0.1  # the end of a response travels with its last event; a new connection costs about as much
 CONNECTIONS = httpx2.Limits(max_connections=512, max_keepalive_connections=64, keepalive_expiry=30)
 
@@ -130,7 +131,8 @@ class OpenAIBackend:
 
     def _error(self, found: str, kind: str, status: int | None = None, body: bytes | None = None) -> ProviderError:
         hint = f"check the key of upstream '{self.name}'" if kind == "auth" else None
-        return ProviderError(f"{self.name}: {self._key.redact(found)}", kind=kind, status=status, body=body, hint=hint)
+        told = self._key.redact(found)[:MAX_MESSAGE]  # in this order: half a key would not be recognized
+        return ProviderError(f"{self.name}: {told}", kind=kind, status=status, body=body, hint=hint)
 
 
 class ProviderError(UpstreamError):
