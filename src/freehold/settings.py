@@ -58,6 +58,13 @@ class ServerSettings:
     port: int = _setting(7411, "Port to listen on; 0 picks a free one.", minimum=0)
     api_key: str = _setting("", "Key that clients must send; empty = none asked (loopback only).")
     max_body_mb: float = _setting(8.0, "Largest request body in MiB.", minimum=0)
+    client_seconds: float = _setting(
+        30.0, "Longest wait for a client's headers, and for its body; 0 = for ever.", minimum=0
+    )
+    log_format: str = _setting("text", "Log lines for people, or as JSON objects.", choices=("text", "json"))
+    trace_endpoint: str = _setting(
+        "", "OTLP/HTTP address that gets OpenTelemetry spans (extra `otel`); empty = no tracing."
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +86,51 @@ class CostSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RouterSettings:
+    """Who answers when several could. A `[[route]]` may say otherwise for the models it names."""
+
+    policy: str = _setting(
+        "core",
+        "Order of those who can answer: the core first, the cheapest, or the one measured fastest.",
+        choices=("core", "cheapest", "fastest"),
+    )
+    max_waiting: int = _setting(
+        0, "Requests in the engine's queue from which a standby is asked first; 0 = no limit.", minimum=0
+    )
+    max_wait_seconds: float = _setting(
+        0.0, "Predicted wait in the engine's queue from which a standby is asked first; 0 = no limit.", minimum=0
+    )
+    max_kv_usage: float = _setting(
+        0.0, "Share of the engine's KV cache in use from which a standby is asked first; 0 = no limit.", minimum=0
+    )
+    sticky: str = _setting(
+        "none",
+        "Keep to the backend that answered before, for its prefix cache: by the conversation's beginning, by the "
+        "request's user, or by the header x-freehold-session.",
+        choices=("none", "prefix", "user", "header"),
+    )
+    sticky_seconds: float = _setting(600.0, "How long after an answer a backend is kept to.", minimum=0)
+    escalate_below: float = _setting(
+        0.0, "Mean log-probability of the core's answer below which a standby is asked; 0 = never, -0.7 is a start."
+    )
+    escalate_streams: bool = _setting(False, "Judge streamed answers too, which holds them until they are complete.")
+    reload_seconds: float = _setting(
+        2.0, "How often the settings file is looked at for changed routes; 0 = only on SIGHUP.", minimum=0
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class RouteSettings:
+    """One `[[route]]` table: how requests for some models are routed. What it leaves out, `[router]` says."""
+
+    model: str = _setting("", "The model asked for; * and ? match any characters. The first route that matches counts.")
+    to: tuple[str, ...] = _setting(
+        (), "Backends in order: `local`, an upstream's name, or `upstream.model`; empty = the core, then the standbys."
+    )
+    router: RouterSettings = RouterSettings()
+
+
+@dataclass(frozen=True, slots=True)
 class UpstreamSettings:
     """One closed (or any OpenAI-compatible) provider: a `[[upstream]]` table of the TOML file.
 
@@ -90,6 +142,8 @@ class UpstreamSettings:
     model: str = ""
     key_env: str = ""
     key_file: str = ""
+    context: int = 0  # tokens its model takes; 0 = not known
+    abilities: tuple[str, ...] = ()  # of ABILITIES; empty = not known, the provider decides
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,15 +154,22 @@ class Settings:
     server: ServerSettings = ServerSettings()
     guards: GuardSettings = GuardSettings()
     cost: CostSettings = CostSettings()
+    router: RouterSettings = RouterSettings()
     upstreams: tuple[UpstreamSettings, ...] = ()
+    routes: tuple[RouteSettings, ...] = ()
+    file: Path | None = field(default=None, compare=False)
     origins: Mapping[str, str] = field(default_factory=dict)
 
+
+ABILITIES = ("tools", "vision", "json")
+"""What an upstream's model may be declared to be able to; whoever declares some has no others."""
 
 SECTIONS: Mapping[str, type[Any]] = {
     "engine": EngineSettings,
     "server": ServerSettings,
     "guards": GuardSettings,
     "cost": CostSettings,
+    "router": RouterSettings,
 }
 
 
@@ -120,7 +181,7 @@ def load(
     """Settings from defaults, then the file, the environment and the flags (None = not given).
 
     Args:
-        file: TOML with `[engine]`, `[server]`, `[guards]`, `[cost]` and `[[upstream]]` tables.
+        file: TOML with `[engine]`, `[server]`, `[guards]`, `[cost]`, `[router]`, `[[upstream]]` and `[[route]]` tables.
         flags: values by field name, as given on the command line.
         environment: defaults to os.environ.
 
@@ -137,10 +198,11 @@ def load(
             raise SettingError(f"[{section}] in {file} must be a table")
         sections[section] = _section(section, cls, found, file, environment, flags or {}, origins)
     upstreams = tuple(_upstream(entry, i, file) for i, entry in enumerate(table.pop("upstream", [])))
+    routes = _routes(table.pop("route", []), sections["router"], file)
     if table:
-        known = ", ".join([*SECTIONS, "upstream"])
+        known = ", ".join([*SECTIONS, "upstream", "route"])
         raise SettingError(f"unknown table [{next(iter(table))}] in {file}", hint=f"known tables: {known}")
-    return Settings(**sections, upstreams=upstreams, origins=origins)
+    return Settings(**sections, upstreams=upstreams, routes=routes, file=file, origins=origins)
 
 
 def env_name(field_name: str) -> str:
@@ -197,11 +259,41 @@ def _upstream(entry: Any, index: int, file: Path | None) -> UpstreamSettings:
         if key not in known:
             hint = "put the key into the environment and name it with key_env" if key in ("key", "api_key") else None
             raise SettingError(f"unknown setting {key} in {where}", hint=hint or "known: " + ", ".join(known))
-        _convert(value, str, known[key].metadata, key, where)
+        if key == "abilities":
+            if not isinstance(value, list) or not all(word in ABILITIES for word in value):
+                raise SettingError(f"abilities from {where}: expected some of {', '.join(ABILITIES)}, found {value!r}")
+            entry = entry | {key: tuple(value)}
+        else:
+            _convert(value, int if key == "context" else str, {"minimum": 0} if key == "context" else {}, key, where)
     for required in ("name", "base_url"):
         if not entry.get(required):
             raise SettingError(f"{where} lacks {required}")
     return UpstreamSettings(**entry)
+
+
+def _routes(entries: Any, default: RouterSettings, file: Path | None) -> tuple[RouteSettings, ...]:
+    if not isinstance(entries, list):
+        raise SettingError(f"routes in {file} must be written as [[route]]")
+    return tuple(_route(entry, f"[[route]] number {i + 1} in {file}", default) for i, entry in enumerate(entries))
+
+
+def _route(entry: Any, where: str, default: RouterSettings) -> RouteSettings:
+    """A route; it inherits what it does not say."""
+    if not isinstance(entry, dict):
+        raise SettingError(f"{where} must be a table")
+    hints = typing.get_type_hints(RouterSettings)
+    inherited = {item.name: item for item in dataclasses.fields(RouterSettings) if item.name != "reload_seconds"}
+    model, to, said = entry.get("model"), entry.get("to", []), {}
+    if not isinstance(model, str) or not model:
+        raise SettingError(f"{where} lacks model", hint='model = "*" is every model')
+    if not isinstance(to, list) or not all(isinstance(name, str) and name for name in to):
+        raise SettingError(f"to from {where}: expected a list of backends' names, found {to!r}")
+    for key, value in entry.items():
+        if key in inherited:
+            said[key] = _convert(value, hints[key], inherited[key].metadata, key, where)
+        elif key not in ("model", "to"):
+            raise SettingError(f"unknown setting {key} in {where}", hint="known: model, to, " + ", ".join(inherited))
+    return RouteSettings(model, tuple(to), dataclasses.replace(default, **said))
 
 
 def _convert(raw: Any, wanted: Any, metadata: Mapping[str, Any], name: str, origin: str) -> Any:
