@@ -110,6 +110,10 @@ class Request:
         continue_from: text of the only choice that the client has already; the answer goes on behind its last character.
         dialect: the client's, by name, and `body`, the request as it came: for an upstream that speaks the same.
         key_id: of the virtual key that asks; empty when keys are not used.
+        dropped: fields of `body` that the neutral form does not carry; whoever relays `body` itself loses nothing.
+        truncate: the oldest turns may be left out of a conversation that does not fit the context.
+
+    `tool_choice` and `response_format` have the shape of OpenAI Chat whatever the dialect.
     """
 
     id: str
@@ -134,6 +138,8 @@ class Request:
     dialect: str = ""
     body: bytes = field(default=b"", repr=False)
     key_id: str = ""
+    dropped: tuple[str, ...] = ()
+    truncate: bool = False
 
     @property
     def choices(self) -> int:
@@ -162,11 +168,12 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A backend took the request. `model` is the one that really answers."""
+    """A backend took the request. `model` is the one that really answers; `prompt_tokens`, when known, else 0."""
 
     model: str
     fingerprint: str | None = None
     index: int = 0
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,3 +238,24 @@ class Failed:
 Event: TypeAlias = Started | TextDelta | ReasoningDelta | ToolCallDelta | Usage | Finished | Failed
 Content: TypeAlias = TextDelta | ReasoningDelta | ToolCallDelta | Finished
 """Events a client can see: the first of them commits an answer to its backend."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EmbeddingRequest:
+    """Texts (or token ids) to embed; backends that can have `async def embed(request) -> Embeddings`."""
+
+    id: str
+    model: str
+    inputs: tuple[Prompt, ...]
+    dimensions: int | None = None
+    user: str | None = None
+    key_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Embeddings:
+    """One vector for each input, in their order."""
+
+    model: str
+    vectors: tuple[tuple[float, ...], ...]
+    prompt_tokens: int
