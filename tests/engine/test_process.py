@@ -238,6 +238,21 @@ def test_refusals_keep_their_class_and_numbers_across_the_process_boundary(model
     run(test)
 
 
+def test_a_prompt_beyond_the_context_is_refused_before_it_is_sent(model: Path) -> None:
+    async def test() -> None:
+        async with started(model) as process:
+            assert process._connection is not None
+            sent: list[object] = []
+            process._connection.send = sent.append  # type: ignore[method-assign]
+            with pytest.raises(ContextLengthError):
+                await collect(process, tiny.request("a", [1] * 5_000_000, max_tokens=None))
+            del process._connection.send
+            assert not sent
+            assert await collect(process, tiny.request("a", [1], max_tokens=1))
+
+    run(test)
+
+
 def test_an_id_that_is_running_is_refused_and_the_first_goes_on(model: Path) -> None:
     async def test() -> None:
         async with started(model) as process:

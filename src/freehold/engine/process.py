@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from freehold.engine import wire
-from freehold.engine.request import EngineStats, GenerateRequest, ModelFacts, TokenOutput
+from freehold.engine.request import EngineStats, GenerateRequest, ModelFacts, TokenOutput, limit_of
 from freehold.errors import EngineDownError, FreeholdError, UsageError
 from freehold.settings import EngineSettings
 
@@ -213,6 +213,8 @@ class EngineProcess:
         connection = self._connection
         if connection is None or self.state != "ready":
             raise self._down()
+        if self.facts is not None:
+            limit_of(request, self.facts.context)  # refused here: a hundred choices would be a hundred huge frames
         if request.id in self._numbers:
             raise UsageError(f"a request with id {request.id!r} is already running")
         self._requests += 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
-from freehold.errors import UsageError
+from freehold.errors import ContextLengthError, UsageError
 
 MAX_LOGPROBS = 100
 """Most alternatives reported per token."""
@@ -106,6 +106,25 @@ class GenerateRequest:
             raise UsageError("a request needs an id")
         if not self.prompt:
             raise UsageError(f"prompt of request {self.id} must have at least one token, got none")
+
+
+def limit_of(request: GenerateRequest, context: int) -> int:
+    """Most tokens that prompt and output may have together.
+
+    Raises:
+        ContextLengthError: the prompt, or prompt and max_tokens together, exceed the context.
+    """
+    prompt, asked = len(request.prompt), request.sampling.max_tokens
+    requested = prompt + (asked or 1)
+    if requested <= context:
+        return requested if asked else context
+    wanted = f"{prompt} of the prompt and {asked} of output" if asked else f"{prompt} of the prompt and at least 1 more"
+    raise ContextLengthError(
+        f"the context is {context} tokens, but {requested} were requested: {wanted}",
+        limit=context,
+        requested=requested,
+        hint="shorten the prompt or lower max_tokens",
+    )
 
 
 @dataclass(frozen=True, slots=True)

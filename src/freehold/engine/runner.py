@@ -18,11 +18,11 @@ from freehold.engine.blocks import PageAllocator
 from freehold.engine.loading import Precision, load_weights
 from freehold.engine.memory import give_back, kv_pages
 from freehold.engine.models import program_for
-from freehold.engine.request import EngineStats, GenerateRequest, ModelFacts, TokenOutput
+from freehold.engine.request import EngineStats, GenerateRequest, ModelFacts, TokenOutput, limit_of
 from freehold.engine.sampler import Sampled, SamplerState, sample
 from freehold.engine.scheduler import Chunk, Scheduler, step_of
 from freehold.engine.sequence import Sequence
-from freehold.errors import ContextLengthError, UsageError
+from freehold.errors import UsageError
 from freehold.formats.checkpoint import open_checkpoint
 from freehold.kernels import make_executor
 from freehold.kernels.cpu import choose_threads, choose_tier
@@ -132,7 +132,7 @@ class Engine:
         if self._scheduler.find(request.id):
             raise UsageError(f"a request with id {request.id!r} is already running")
         self._check_ids(request)
-        limit = self._limit(request)
+        limit = limit_of(request, self.context)
         sampler = SamplerState(request.sampling, request.prompt)
         self._scheduler.add(Sequence(request, self._arrivals, limit, sampler))
         self._arrivals += 1
@@ -189,21 +189,6 @@ class Engine:
             for token in ids:
                 if not 0 <= token < vocabulary:
                     raise UsageError(f"{what} has token id {token}; the vocabulary is 0 to {vocabulary - 1}")
-
-    def _limit(self, request: GenerateRequest) -> int:
-        prompt, asked = len(request.prompt), request.sampling.max_tokens
-        requested = prompt + (asked or 1)
-        if requested <= self.context:
-            return requested if asked else self.context
-        wanted = (
-            f"{prompt} of the prompt and {asked} of output" if asked else f"{prompt} of the prompt and at least 1 more"
-        )
-        raise ContextLengthError(
-            f"the context is {self.context} tokens, but {requested} were requested: {wanted}",
-            limit=self.context,
-            requested=requested,
-            hint="shorten the prompt or lower max_tokens",
-        )
 
 
 class StepError(Exception):
