@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,3 +111,25 @@ def test_a_model_without_a_chat_template_completes_but_does_not_chat(tmp_path: P
         with pytest.raises(openai.BadRequestError, match="no chat template") as caught:
             client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "hi"}])
         assert caught.value.param == "messages"
+
+
+@pytest.mark.parametrize(("turns", "text", "aside"), [(1, "hi", False), (1, "x" * 20_000, True), (1_000, "", True)])
+def test_what_takes_long_to_tokenize_or_render_holds_up_nobody(
+    tmp_path: Path, turns: int, text: str, aside: bool
+) -> None:
+    from tests.gateway import byte_model
+
+    from freehold.gateway.conversation import Request, TextPart, Turn
+
+    backend = fakes.core(byte_model.write(tmp_path, context=1 << 20), "ok")
+    threads: list[int] = []
+    render = backend.template.render  # type: ignore[union-attr]
+    backend.template.render = lambda *a, **k: (threads.append(threading.get_ident()), render(*a, **k))[1]  # type: ignore
+
+    async def ask() -> None:
+        await backend.start()
+        request = Request(id="a", model="tiny", turns=(Turn("user", (TextPart(text),)),) * turns)
+        assert [event async for event in backend.stream(request)]
+
+    asyncio.run(ask())
+    assert (threads != [threading.get_ident()]) is aside

@@ -37,6 +37,7 @@ from freehold.gateway.failures import CapabilityError
 
 SMALLEST_TOP_P = 1e-9  # OpenAI allows top_p = 0, the engine does not: this keeps just the likeliest token
 LEAST_LOGPROB = -9999.0  # how OpenAI writes minus infinity, which JSON can't
+TURN = 64  # what rendering a turn costs beside its text, in characters
 THREAD_FROM = 16_384  # characters of prompt from which tokenizing would be felt by other requests on the event loop
 
 
@@ -155,7 +156,7 @@ class LocalBackend:
 
     async def _encode(self, request: Request) -> list[tuple[str, list[int]]]:
         """Each prompt as the text to echo and its ids."""
-        size = sum(len(turn.text) for turn in request.turns) + sum(map(len, request.prompts))
+        size = sum(len(turn.text) + TURN for turn in request.turns) + sum(map(len, request.prompts))
         if size < THREAD_FROM:
             return self._encode_now(request)
         return await asyncio.to_thread(self._encode_now, request)
