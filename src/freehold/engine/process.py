@@ -1,7 +1,11 @@
 """The engine in a process of its own, seen from asyncio: start, generate, cancel, watch, restart, stop.
 
 When the process dies, every open iterator raises EngineDownError at once and a new process is started, after 0.1 s at
-first, doubling to 5 s while it keeps dying young. This module knows no HTTP or text, and nothing of what runs inside.
+first, doubling to 5 s while it keeps dying young. A process that hangs without dying is not noticed here: a long step on
+a large model looks the same from outside. The gateway's guards bound how long each request waits for it; the process
+itself stays until it is killed or the server is started again.
+
+This module knows no HTTP or text, and nothing of what runs inside.
 """
 
 from __future__ import annotations
