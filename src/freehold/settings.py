@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import tomllib
 import types
 import typing
@@ -77,11 +78,67 @@ class GuardSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class BreakerSettings:
+    """When a backend that fails is left alone, and when it is tried again."""
+
+    open_after: int = _setting(1, "Failures in a row after which a backend is left alone.", minimum=1)
+    first_wait_seconds: float = _setting(
+        2.0, "Wait before a failed backend gets one request again; doubles while it keeps failing.", minimum=0.01
+    )
+    longest_wait_seconds: float = _setting(60.0, "Longest such wait.", minimum=0.01)
+    ping_seconds: float = _setting(
+        2.0, "How often a failed upstream is asked, without any prompt, whether it is there; 0 = never.", minimum=0
+    )
+    quarantine_seconds: float = _setting(
+        1800.0, "Between two requests to a backend that refused our account: banned, billing, region, key.", minimum=1
+    )
+    state_dir: str = _setting(
+        "", "Where quarantines are remembered across restarts; empty = freehold in the user's state directory."
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class AlertSettings:
+    """Who is told when a backend is quarantined, and when it is back."""
+
+    webhook_url: str = _setting("", "Gets each alert as a JSON POST; empty = log and metric only.")
+    webhook_seconds: float = _setting(5.0, "Longest wait for the webhook.", minimum=0.1)
+
+
+@dataclass(frozen=True, slots=True)
 class CostSettings:
     """What this machine costs, to price local answers by the seconds they took."""
 
     machine_usd_per_hour: float = _setting(
         0.0, "Price of one hour of this machine in USD; 0 = unknown, and local costs are not shown.", minimum=0
+    )
+    prices: str = _setting("", "TOML file with prices of your own, which go before the built-in ones.")
+    compare_with: str = _setting("", "PROVIDER/MODEL whose prices `freehold cost` compares with.")
+
+
+@dataclass(frozen=True, slots=True)
+class DatabaseSettings:
+    """Where keys, budgets, usage and the state that survives a crash are kept."""
+
+    url: str = _setting(
+        "",
+        "postgresql://HOST/NAME or sqlite:///FILE; empty = a SQLite file. Passwords: in the environment or ~/.pgpass.",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetSettings:
+    """How money and rates are kept within the limits of keys and backends."""
+
+    unknown_price: str = _setting(
+        "refuse",
+        "What a request with a limit in USD may do at a backend whose price is unknown.",
+        choices=("refuse", "allow"),
+    )
+    reserve_tokens: int = _setting(
+        4096,
+        "Tokens of output set aside for a request that names no maximum; what it really used is settled after.",
+        minimum=1,
     )
 
 
@@ -134,7 +191,9 @@ class RouteSettings:
 class UpstreamSettings:
     """One closed (or any OpenAI-compatible) provider: a `[[upstream]]` table of the TOML file.
 
-    The key is never in the file: `key_env` names an environment variable, `key_file` a file with mode 0600.
+    The key is never in the file: `key_env` names an environment variable (or several, separated by commas: the next is
+    used when one is refused), `key_file` a file with mode 0600. `provider` fills in what is documented of a known one;
+    `dialect` says what others speak, and `api_version` completes Azure's URLs.
     """
 
     name: str = ""
@@ -142,6 +201,10 @@ class UpstreamSettings:
     model: str = ""
     key_env: str = ""
     key_file: str = ""
+    provider: str = ""  # one of PROVIDERS; empty = base_url says where
+    dialect: str = ""  # one of UPSTREAM_DIALECTS; empty = the provider's, else openai
+    api_version: str = ""
+    max_tokens: int = 0  # for Anthropic, who demands a limit, when the client gives none; 0 = 4096
     context: int = 0  # tokens its model takes; 0 = not known
     abilities: tuple[str, ...] = ()  # of ABILITIES; empty = not known, the provider decides
 
@@ -153,6 +216,8 @@ class Settings:
     engine: EngineSettings = EngineSettings()
     server: ServerSettings = ServerSettings()
     guards: GuardSettings = GuardSettings()
+    breaker: BreakerSettings = BreakerSettings()
+    alerts: AlertSettings = AlertSettings()
     cost: CostSettings = CostSettings()
     router: RouterSettings = RouterSettings()
     upstreams: tuple[UpstreamSettings, ...] = ()
@@ -164,10 +229,17 @@ class Settings:
 ABILITIES = ("tools", "vision", "json")
 """What an upstream's model may be declared to be able to; whoever declares some has no others."""
 
+PROVIDERS = ("openai", "anthropic", "azure", "deepseek", "groq", "gemini", "mistral", "openrouter", "ollama")
+"""Providers whose address, dialect and key variable are known."""
+
+UPSTREAM_DIALECTS = ("openai", "anthropic", "azure")
+
 SECTIONS: Mapping[str, type[Any]] = {
     "engine": EngineSettings,
     "server": ServerSettings,
     "guards": GuardSettings,
+    "breaker": BreakerSettings,
+    "alerts": AlertSettings,
     "cost": CostSettings,
     "router": RouterSettings,
 }
@@ -206,8 +278,8 @@ def load(
 
 
 def env_name(field_name: str) -> str:
-    """The environment variable of a setting: `FREEHOLD_` and its name in capitals."""
-    return PREFIX + field_name.upper()
+    """The environment variable of a setting: `FREEHOLD_` and its name in capitals (FREEHOLD_DATABASE_URL for `url`)."""
+    return PREFIX + ("database_url" if field_name == "url" else field_name).upper()
 
 
 def _read(file: Path) -> dict[str, Any]:
@@ -235,6 +307,7 @@ def _section(
         origin, raw = "default", None
         if name in table:
             origin, raw = f"file {file}", table.pop(name)
+            _refuse_password(name, raw, origin)
         if env_name(name) in environment:
             origin, raw = f"env {env_name(name)}", environment[env_name(name)]
         if flags.get(name) is not None:
@@ -250,6 +323,13 @@ def _section(
     return cls(**values)
 
 
+def _refuse_password(name: str, raw: Any, origin: str) -> None:
+    """Secrets stay out of the settings file, where they would be backed up, mailed and committed."""
+    if name == "url" and isinstance(raw, str) and re.search(r"://[^/@]*:[^/@]*@|[?&]password=", raw):
+        hint = f"put the whole URL into {env_name('url')}, or the password into ~/.pgpass"
+        raise SettingError(f"database.url from {origin}: expected no password in it, found one", hint=hint)
+
+
 def _upstream(entry: Any, index: int, file: Path | None) -> UpstreamSettings:
     where = f"[[upstream]] number {index + 1} in {file}"
     if not isinstance(entry, dict):
@@ -263,11 +343,15 @@ def _upstream(entry: Any, index: int, file: Path | None) -> UpstreamSettings:
             if not isinstance(value, list) or not all(word in ABILITIES for word in value):
                 raise SettingError(f"abilities from {where}: expected some of {', '.join(ABILITIES)}, found {value!r}")
             entry = entry | {key: tuple(value)}
+        elif key in ("context", "max_tokens"):
+            _convert(value, int, {"minimum": 0}, key, where)
         else:
-            _convert(value, int if key == "context" else str, {"minimum": 0} if key == "context" else {}, key, where)
-    for required in ("name", "base_url"):
-        if not entry.get(required):
-            raise SettingError(f"{where} lacks {required}")
+            choices = {"provider": PROVIDERS, "dialect": UPSTREAM_DIALECTS}.get(key)
+            _convert(value, str, {"choices": choices}, key, where)
+    if not entry.get("name"):
+        raise SettingError(f"{where} lacks name")
+    if not entry.get("base_url") and not entry.get("provider"):
+        raise SettingError(f"{where} lacks base_url", hint="or a provider: " + ", ".join(PROVIDERS))
     return UpstreamSettings(**entry)
 
 
@@ -297,7 +381,7 @@ def _route(entry: Any, where: str, default: RouterSettings) -> RouteSettings:
 
 
 def _convert(raw: Any, wanted: Any, metadata: Mapping[str, Any], name: str, origin: str) -> Any:
-    shown = "a value that is not shown" if name.endswith("key") else repr(raw)
+    shown = "a value that is not shown" if name.endswith(("key", "url")) else repr(raw)
     problem = f"{name} from {origin}: expected"
     if isinstance(wanted, types.UnionType):
         raise TypeError(f"{name}: unions are not settings")
