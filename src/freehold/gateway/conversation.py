@@ -110,6 +110,7 @@ class Request:
         continue_from: text of the only choice that the client has already; the answer goes on behind its last character.
         dialect: the client's, by name, and `body`, the request as it came: for an upstream that speaks the same.
         key_id: of the virtual key that asks; empty when keys are not used.
+        session: which conversation it belongs to, when the client says so in a header.
         dropped: fields of `body` that the neutral form does not carry; whoever relays `body` itself loses nothing.
         truncate: the oldest turns may be left out of a conversation that does not fit the context.
 
@@ -138,6 +139,7 @@ class Request:
     dialect: str = ""
     body: bytes = field(default=b"", repr=False)
     key_id: str = ""
+    session: str = ""
     dropped: tuple[str, ...] = ()
     truncate: bool = False
 

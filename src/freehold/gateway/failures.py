@@ -3,6 +3,7 @@
     FreeholdError
     ├── RequestError           the client's request is wrong, or asks for what a backend can't do
     │   └── CapabilityError    well formed, but this backend can't do it; another may
+    ├── LowConfidenceError     the core answered, but was not sure enough; another may be
     └── UnavailableError       every backend failed or is down
 
 This module knows no HTTP status and no dialect: `dialects/errors.py` gives each its envelope.
@@ -50,6 +51,10 @@ class CapabilityError(RequestError):
     """A well-formed request for something this backend can't do."""
 
 
+class LowConfidenceError(FreeholdError):
+    """An answer whose mean log-probability was below what its route asks for."""
+
+
 class UnavailableError(FreeholdError):
     """No backend could answer.
 
@@ -69,6 +74,8 @@ def kind_of(error: Exception) -> str:
             return error.kind
         case CapabilityError():
             return "capability"
+        case LowConfidenceError():
+            return "low_confidence"
         case ContextLengthError():
             return "context"
         case OverloadedError():
