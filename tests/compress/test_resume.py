@@ -113,6 +113,21 @@ def test_a_journal_cut_off_in_the_middle_of_a_line_is_read_up_to_there(source: P
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(("line", "kept"), [(0, 0), (5, 4)])
+@pytest.mark.parametrize("damage", [b"\0" * 40 + b"\n", b"[]\n", b"{\n"])
+def test_a_journal_that_a_power_cut_damaged_is_read_up_to_the_damage(
+    line: int, kept: int, damage: bytes, source: Path, tmp_path: Path
+) -> None:
+    compress(source, tmp_path / "whole")
+    interrupt(source, tmp_path / "out", 10)
+    journal = tmp_path / "out.partial" / JOURNAL
+    lines = journal.read_bytes().splitlines(keepends=True)
+    journal.write_bytes(b"".join([*lines[:line], damage, *lines[line + 1 :]]))
+    report = compress(source, tmp_path / "out")
+    assert report.resumed_tensors == kept
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
 @pytest.mark.parametrize("change", ["options", "source"])
 def test_unfinished_work_of_another_source_or_other_options_is_dropped(
     source: Path, tmp_path: Path, change: str

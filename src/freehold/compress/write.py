@@ -13,7 +13,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -160,9 +160,8 @@ class Destination:
         """Open the journal to append to it; gives the notes of an earlier run, if it had the same first line."""
         path = self.partial / JOURNAL
         lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-        if lines and not lines[-1].endswith(b"\n"):
-            lines.pop()  # it was being written when the run was cut off
-        entries = [json.loads(line) for line in lines]
+        entries = list(_readable(lines))
+        lines = lines[: len(entries)]
         if not entries or entries[0] != first:
             for stale in self.partial.iterdir():
                 stale.unlink()
@@ -227,6 +226,18 @@ class TensorWriter:
         for kind, slot in self._slots.items():
             if self._written[kind] != slot.part.nbytes:
                 raise AssertionError(f"{slot.part.name}: {self._written[kind]} of {slot.part.nbytes} bytes")
+
+
+def _readable(lines: Iterable[bytes]) -> Iterator[dict[str, Any]]:
+    """Entries up to the first line that is cut off or damaged: a power cut may leave half a line, or zeros."""
+    for line in lines:
+        try:
+            entry = json.loads(line.decode("utf-8"))
+        except ValueError:
+            return
+        if not isinstance(entry, dict) or not line.endswith(b"\n"):
+            return
+        yield entry
 
 
 def _write_at(handle: int, data: bytes | memoryview, offset: int) -> None:
