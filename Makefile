@@ -49,6 +49,7 @@ run: $(STAMPS)/product
 
 # PYTEST_ARGS narrows a run: make test PYTEST_ARGS="tests/cli -k help"
 test: $(STAMPS)/dev
+	@tools/test_needs.sh
 	@rm -f .coverage .coverage.*
 	@$(BIN)/python -m pytest -m "not oracle" --cov --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
 

@@ -13,6 +13,7 @@
     │   ├── ContextLengthError       prompt (plus requested output) is longer than the model's context
     │   ├── OverloadedError          queue or KV cache is full
     │   └── EngineDownError          the engine process died or has not started
+    ├── DatabaseError                the database can't be reached, is of a newer version, or refused
     └── UpstreamError                a provider refused, failed or fell silent
 
 This module knows nothing of HTTP, terminals or files: `gateway` turns errors into envelopes, `cli` into words and exit codes.
@@ -95,6 +96,10 @@ class OverloadedError(EngineError):
 
 class EngineDownError(EngineError):
     """The engine process is not running."""
+
+
+class DatabaseError(FreeholdError):
+    """The database can't be reached, was written by a newer version, or refused."""
 
 
 class UpstreamError(FreeholdError):
