@@ -207,6 +207,8 @@ class UpstreamSettings:
     max_tokens: int = 0  # for Anthropic, who demands a limit, when the client gives none; 0 = 4096
     context: int = 0  # tokens its model takes; 0 = not known
     abilities: tuple[str, ...] = ()  # of ABILITIES; empty = not known, the provider decides
+    usd_per_day: float = 0.0  # most that may be spent there in a day (UTC); 0 = no limit
+    usd_per_month: float = 0.0  # and in a calendar month
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +221,8 @@ class Settings:
     breaker: BreakerSettings = BreakerSettings()
     alerts: AlertSettings = AlertSettings()
     cost: CostSettings = CostSettings()
+    database: DatabaseSettings = DatabaseSettings()
+    budget: BudgetSettings = BudgetSettings()
     router: RouterSettings = RouterSettings()
     upstreams: tuple[UpstreamSettings, ...] = ()
     routes: tuple[RouteSettings, ...] = ()
@@ -229,7 +233,7 @@ class Settings:
 ABILITIES = ("tools", "vision", "json")
 """What an upstream's model may be declared to be able to; whoever declares some has no others."""
 
-PROVIDERS = ("openai", "anthropic", "azure", "deepseek", "groq", "gemini", "mistral", "openrouter", "ollama")
+PROVIDERS = ("openai", "anthropic", "azure", "deepseek", "groq", "gemini", "openrouter", "ollama")
 """Providers whose address, dialect and key variable are known."""
 
 UPSTREAM_DIALECTS = ("openai", "anthropic", "azure")
@@ -241,6 +245,8 @@ SECTIONS: Mapping[str, type[Any]] = {
     "breaker": BreakerSettings,
     "alerts": AlertSettings,
     "cost": CostSettings,
+    "database": DatabaseSettings,
+    "budget": BudgetSettings,
     "router": RouterSettings,
 }
 
@@ -343,6 +349,8 @@ def _upstream(entry: Any, index: int, file: Path | None) -> UpstreamSettings:
             if not isinstance(value, list) or not all(word in ABILITIES for word in value):
                 raise SettingError(f"abilities from {where}: expected some of {', '.join(ABILITIES)}, found {value!r}")
             entry = entry | {key: tuple(value)}
+        elif key in ("usd_per_day", "usd_per_month"):
+            entry = entry | {key: _convert(value, float, {"minimum": 0}, key, where)}
         elif key in ("context", "max_tokens"):
             _convert(value, int, {"minimum": 0}, key, where)
         else:
