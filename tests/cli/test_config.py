@@ -79,3 +79,37 @@ def test_a_bad_key_is_refused_without_showing_it(freehold: Run, tmp_path: Path) 
     done = freehold("config", "check", "--config", str(file))
     assert done.returncode == 2 and "server.api_key" in done.stderr
     assert "918273645" not in done.stderr
+
+
+UPSTREAM = '[[upstream]]\nname = "{name}"\nbase_url = "{url}"\nmodel = "m"\nkey_env = "STANDBY_KEY"\n'
+
+
+def test_check_refuses_a_standby_that_serve_would_refuse(freehold: Run, tmp_path: Path) -> None:
+    def check(text: str, env: dict[str, str]) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "config.toml").write_text(text)
+        return freehold("config", "check", "--config", "config.toml", env=env)
+
+    safe, key = "https://provider.example/v1", {"STANDBY_KEY": "sk-outbound"}
+    good = check(UPSTREAM.format(name="s", url=safe), key)
+    assert good.returncode == 0 and "1 upstream," in good.stderr
+    for text, env, words in (
+        (UPSTREAM.format(name="s", url=safe), {}, "STANDBY_KEY is not set"),
+        (UPSTREAM.format(name="s", url="http://provider.example/v1"), key, "expected https"),
+        (UPSTREAM.format(name="s", url=safe) * 2, key, "found 's' twice"),
+        (UPSTREAM.format(name="local", url=safe), key, "found 'local' twice"),
+    ):
+        done = check(text, env)
+        assert done.returncode == 2 and words in done.stderr
+        assert "sk-outbound" not in done.stderr
+
+
+def test_check_names_variables_that_nothing_reads(freehold: Run, tmp_path: Path) -> None:
+    (tmp_path / "config.toml").write_text(
+        UPSTREAM.format(name="s", url="https://x.example/v1").replace("STANDBY_KEY", "FREEHOLD_OWN_KEY")
+    )
+    env = {"FREEHOLD_THREAD": "2", "FREEHOLD_THREADS": "2", "FREEHOLD_OWN_KEY": "k", "FREEHOLD_DEBUG": "0"}
+    done = freehold("config", "check", "--config", "config.toml", env=env)
+    assert done.returncode == 0
+    assert [line for line in done.stderr.splitlines() if "warning" in line] == [
+        "warning: FREEHOLD_THREAD in the environment is no setting"
+    ]

@@ -98,3 +98,20 @@ def test_an_instruction_set_that_does_not_exist_is_refused(freehold: Run) -> Non
 @pytest.mark.parametrize("value", ["1", "true", "YES"])
 def test_an_offline_hub_is_mentioned(value: str, freehold: Run) -> None:
     assert findings(freehold("doctor", "--json", env={"HF_HUB_OFFLINE": value}))["hub"]["value"] == "offline"
+
+
+def test_more_threads_than_cpus_are_wrong(freehold: Run) -> None:
+    done = freehold("doctor", "--json", "--threads", "9999")
+    threads = findings(done)["threads"]
+    assert done.returncode == 1 and threads["value"] == "9999" and not threads["good"]
+    assert "can run at a time" in threads["reason"]
+
+
+def test_a_standby_that_would_send_its_key_in_the_open_is_wrong(freehold: Run, home: dict[str, str]) -> None:
+    standby(home, 'key_env = "STANDBY_KEY"')
+    file = Path(home["XDG_CONFIG_HOME"]) / "freehold" / "config.toml"
+    file.write_text(file.read_text().replace("127.0.0.1:9", "provider.example"))
+    done = freehold("doctor", "--json", env={"STANDBY_KEY": "sk-outbound"})
+    found = findings(done)["standby s"]
+    assert done.returncode == 1 and found["value"] == "refused" and "expected https" in found["reason"]
+    assert "sk-outbound" not in done.stdout + done.stderr

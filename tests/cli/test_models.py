@@ -8,7 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from freehold.cli.compress import command as compress_command
 from freehold.cli.compress import default_name
 from freehold.cli.eval import help_topics
 
@@ -119,3 +121,13 @@ def test_the_default_text_is_pythons_help_in_a_fixed_order() -> None:
     text = help_topics()
     assert text.startswith('The "assert" statement') and len(text) > 100_000
     assert text == help_topics()
+
+
+def test_a_compression_cut_off_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path) -> None:
+    def cut_off(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("freehold.compress.compress", cut_off)
+    done = CliRunner().invoke(compress_command, [str(tiny), "--out", str(tmp_path / "made")])
+    assert isinstance(done.exception, SystemExit) and "takes it up again" in done.stderr
+    assert f"{tmp_path / 'made'}.partial" in done.stderr

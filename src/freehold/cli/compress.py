@@ -54,7 +54,11 @@ def command(
     target = out or store_path(called)
     with progress() as bar:
         path = store.resolve(source, progress=bar)
-        report = compress(path, target, options, bar)
+        try:
+            report = compress(path, target, options, bar)
+        except KeyboardInterrupt:
+            say(f"\ncut off: the same command takes it up again; the work so far is in {target}.partial")
+            raise
     shown = called if out is None else str(out)
     if as_json:
         emit_json({"model": shown, "path": target, "report": report})

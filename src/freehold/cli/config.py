@@ -11,9 +11,12 @@ import click
 
 from freehold.cli.options import as_json, config_file, default_config, load_settings, setting_fields
 from freehold.cli.output import emit, emit_json, say, table
-from freehold.errors import UsageError
+from freehold.errors import SettingError, UsageError
 from freehold.settings import SECTIONS, Settings
 
+OTHER_VARIABLES = {
+    f"FREEHOLD_{name}" for name in ("CONFIG", "HOME", "DEBUG", "DATABASE_URL", "AMX_EMULATED", "SANITIZED", "STARTED")
+}
 SECRET = "server.api_key"  # noqa: S105 - its name, not its value
 
 _at = click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="Settings file.")
@@ -71,14 +74,39 @@ def init(config: Path | None, force: bool) -> None:
 @_at
 @as_json
 def check(config: Path | None, as_json: bool) -> None:
-    """Check the settings file and the environment; a bad value is an error that says where it came from."""
+    """Check the settings file and the environment; a bad value is an error that says where it came from.
+
+    What `freehold serve` would refuse of a standby (a key that is not there, a key over http, a name twice) is refused.
+    """
     settings = load_settings(config)
+    _check_standbys(settings)
+    for name in _strangers(settings):
+        say(f"warning: {name} in the environment is no setting")
     chosen = sum(origin != "default" for origin in settings.origins.values())
     file = config_file(config)
     if as_json:
         emit_json({"file": file, "set": chosen, "upstreams": [upstream.name for upstream in settings.upstreams]})
     else:
-        say(f"settings are good: {chosen} set, {len(settings.upstreams)} upstreams, file {file or 'none'}")
+        standbys = f"{len(settings.upstreams)} upstream{'' if len(settings.upstreams) == 1 else 's'}"
+        say(f"settings are good: {chosen} set, {standbys}, file {file or 'none'}")
+
+
+def _check_standbys(settings: Settings) -> None:
+    from freehold.gateway.backends.openai import OpenAIBackend
+
+    names = ["local"]  # the engine's own
+    for upstream in settings.upstreams:
+        if upstream.name in names:
+            raise SettingError(f"expected every [[upstream]] to have a name of its own, found '{upstream.name}' twice")
+        names.append(upstream.name)
+        OpenAIBackend(upstream, settings.guards)
+
+
+def _strangers(settings: Settings) -> list[str]:
+    """FREEHOLD_* variables that nothing here reads: most likely a setting's name with a typo."""
+    known = {"FREEHOLD_" + item.name.upper() for _, item, _ in setting_fields(*SECTIONS)} | OTHER_VARIABLES
+    known |= {name.strip() for upstream in settings.upstreams for name in upstream.key_env.split(",")}
+    return sorted(name for name in os.environ if name.startswith("FREEHOLD_") and name not in known)
 
 
 def template() -> str:

@@ -79,7 +79,10 @@ def _kernels(settings: Settings) -> Iterator[Finding]:
     choice = cpu.choose_tier(settings.engine.isa)
     yield Finding("isa", choice.value, choice.reason)
     threads, reason = cpu.choose_threads(settings.engine.threads)
-    yield Finding("threads", str(threads), reason)
+    cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if threads > cpus:  # they wait for each other at every barrier: 99 on 2 CPUs give a hundredth of the speed
+        reason += f", but only {cpus} can run at a time and the rest slow them down; 0 chooses"
+    yield Finding("threads", str(threads), reason, good=threads <= cpus)
 
 
 def _memory(settings: Settings) -> Iterator[Finding]:
@@ -136,6 +139,7 @@ def _taken(host: str, port: int) -> bool:
 
 def _standbys(settings: Settings) -> Iterator[Finding]:
     from freehold.gateway.backends.keys import read_key
+    from freehold.gateway.backends.openai import OpenAIBackend
 
     if not settings.upstreams:
         yield Finding("standby", "none", "when the engine can't answer, nobody can; `freehold config init` shows how")
@@ -145,6 +149,11 @@ def _standbys(settings: Settings) -> Iterator[Finding]:
             key = read_key(upstream)
         except FreeholdError as error:
             yield Finding(f"standby {upstream.name}", "key missing", f"{error.message}. {error.hint or ''}", good=False)
+            continue
+        try:
+            OpenAIBackend(upstream, settings.guards, key=key)
+        except FreeholdError as error:
+            yield Finding(f"standby {upstream.name}", "refused", error.message, good=False)
         else:
             found = f"key present ({source})" if key else "no key"
             yield Finding(f"standby {upstream.name}", found, f"{upstream.model or 'any model'} at {upstream.base_url}")
