@@ -235,6 +235,8 @@ class EngineProcess:
                 finished = isinstance(item, FreeholdError) or item.finish is not None
                 if isinstance(item, FreeholdError):
                     raise item
+                if item.refused:
+                    raise UsageError(item.error or "the engine refused the request")
                 yield replace(item, id=request.id)
         finally:
             del self._open[number], self._numbers[request.id]

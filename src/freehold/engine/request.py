@@ -20,6 +20,7 @@ GREEDY_BELOW = 1e-5
 """Temperatures below this are greedy: dividing by them would only overflow."""
 
 FINISH_REASONS = ("stop", "length", "cancelled", "error")
+POOLINGS = ("mean", "last")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,21 +92,34 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class GenerateRequest:
-    """One prompt, as token ids, to be continued.
+    """One prompt, as token ids, to be continued, or to be embedded.
+
+    Args:
+        grammar: what the output must follow, as `grammar.Grammars` takes it.
+        replayed: so many ids at the end of the prompt are earlier output: to penalties, seed and grammar they count as
+            such, so that the output goes on as if it had never been cut.
+        pooling: one of POOLINGS: no token is generated, the pooled hidden states come back as `TokenOutput.embedding`.
 
     Raises:
-        UsageError: an empty id or prompt.
+        UsageError: an empty id or prompt, more replayed than there is, an unknown pooling.
     """
 
     id: str
     prompt: list[int]
     sampling: Sampling = field(default_factory=Sampling)
+    grammar: str | None = None
+    replayed: int = 0
+    pooling: str | None = None
 
     def __post_init__(self) -> None:
         if not self.id:
             raise UsageError("a request needs an id")
         if not self.prompt:
             raise UsageError(f"prompt of request {self.id} must have at least one token, got none")
+        if not 0 <= self.replayed < len(self.prompt):
+            raise UsageError(f"replayed must be at least 0 and less than the prompt's length, got {self.replayed}")
+        if self.pooling is not None and self.pooling not in POOLINGS:
+            raise UsageError(f"pooling must be one of {', '.join(POOLINGS)}, got {self.pooling!r}")
 
 
 def limit_of(request: GenerateRequest, context: int) -> int:
@@ -115,7 +129,9 @@ def limit_of(request: GenerateRequest, context: int) -> int:
         ContextLengthError: the prompt, or prompt and max_tokens together, exceed the context.
     """
     prompt, asked = len(request.prompt), request.sampling.max_tokens
-    requested = prompt + (asked or 1)
+    if request.pooling is not None:
+        asked = 0
+    requested = prompt + (1 if asked is None else asked)
     if requested <= context:
         return requested if asked else context
     wanted = f"{prompt} of the prompt and {asked} of output" if asked else f"{prompt} of the prompt and at least 1 more"
@@ -138,6 +154,8 @@ class TokenOutput:
         prompt_tokens: length of the prompt.
         cached_tokens: how many of them were not computed again.
         error: why, when finish is "error".
+        refused: the request was at fault, not the engine.
+        embedding: the pooled hidden states, of length 1, when they were asked for.
     """
 
     id: str
@@ -148,6 +166,8 @@ class TokenOutput:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     error: str | None = None
+    refused: bool = False
+    embedding: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)

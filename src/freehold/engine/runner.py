@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -15,6 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.engine.blocks import PageAllocator
+from freehold.engine.embedding import HIDDEN, FinalNorm
+from freehold.engine.grammar import Compilation, Grammars, Vocabulary
 from freehold.engine.loading import Precision, load_weights
 from freehold.engine.memory import give_back, kv_pages
 from freehold.engine.models import program_for
@@ -22,14 +25,15 @@ from freehold.engine.request import EngineStats, GenerateRequest, ModelFacts, To
 from freehold.engine.sampler import Sampled, SamplerState, sample
 from freehold.engine.scheduler import Chunk, Scheduler, step_of
 from freehold.engine.sequence import Sequence
-from freehold.errors import UsageError
+from freehold.errors import FreeholdError, UnsupportedError, UsageError
 from freehold.formats.checkpoint import open_checkpoint
 from freehold.kernels import make_executor
 from freehold.kernels.cpu import choose_threads, choose_tier
 from freehold.kernels.program import PAGE, Program, Step
 from freehold.settings import EngineSettings
 
-NOT_FINITE = "the model's logits are not finite numbers"
+COMPILING_WAIT = 0.002
+"""Seconds a step waits for a grammar when there is nothing else to do."""
 
 
 class Executor(Protocol):
@@ -38,15 +42,35 @@ class Executor(Protocol):
     def run(self, step: Step) -> NDArray[np.float32]:
         """Logits [R, vocabulary] of one step."""
 
+    def buffer(self, name: str, rows: int) -> NDArray[np.float32]:
+        """A copy of the first rows of a buffer as the last step left it."""
+
 
 class Engine:
-    """A loaded model and the requests it is working on. Not thread-safe; call `step` as long as `has_work`."""
+    """A loaded model and the requests it is working on. Not thread-safe; call `step` as long as `has_work`.
 
-    def __init__(self, program: Program, executor: Executor, settings: EngineSettings, *, pages: int) -> None:
+    Args:
+        vocabulary: what the tokens stand for, asked when the first grammar comes; without it grammars are refused.
+        norm: the final norm; without it embeddings are refused.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        executor: Executor,
+        settings: EngineSettings,
+        *,
+        pages: int,
+        vocabulary: Callable[[], Vocabulary] | None = None,
+        norm: FinalNorm | None = None,
+    ) -> None:
         self.program = program
         self.executor = executor
         self.context = min(served_context(program, settings), pages * PAGE)
         self._facts: ModelFacts | None = None
+        self._grammars = Grammars(vocabulary) if vocabulary is not None else None
+        self._compiling: list[tuple[Sequence, Compilation]] = []
+        self._norm = norm
         self._pages = PageAllocator(pages)
         self._scheduler = Scheduler(
             self._pages,
@@ -72,9 +96,17 @@ class Engine:
         executor = make_executor(
             program, weights.weights, pages=pages, kv_dtype=settings.kv_dtype, threads=threads, tier=tier.value
         )
+        norm = FinalNorm.of(program, weights.weights)
         weights = replace(weights, weights={})  # the executor has packed them
         give_back()
-        engine = cls(program, executor, settings, pages=pages)
+        engine = cls(
+            program,
+            executor,
+            settings,
+            pages=pages,
+            vocabulary=lambda: Vocabulary.of(model, program.vocabulary),
+            norm=norm,
+        )
         engine._facts = ModelFacts(
             architecture=program.architecture,
             context=engine.context,
@@ -105,14 +137,14 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """True while a request is running or waiting."""
-        return bool(self._scheduler.running or self._scheduler.waiting)
+        return bool(self._scheduler.running or self._scheduler.waiting or self._compiling)
 
     @property
     def stats(self) -> EngineStats:
         """The state now."""
         return EngineStats(
             running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
+            waiting=len(self._scheduler.waiting) + len(self._compiling),
             kv_pages_used=self._pages.used,
             kv_pages_total=self._pages.total,
             steps=self._steps,
@@ -122,50 +154,110 @@ class Engine:
         )
 
     def add(self, request: GenerateRequest) -> None:
-        """Queue a request.
+        """Queue a request. One with a grammar waits until that is compiled; if it is wrong, the next step says so.
 
         Raises:
             ContextLengthError: the prompt, or prompt and max_tokens together, exceed the context.
             OverloadedError: the queue is full.
             UsageError: a token id outside the vocabulary, or an id that is already in use.
         """
-        if self._scheduler.find(request.id):
+        if self._find(request.id):
             raise UsageError(f"a request with id {request.id!r} is already running")
         self._check_ids(request)
         limit = limit_of(request, self.context)
-        sampler = SamplerState(request.sampling, request.prompt)
-        self._scheduler.add(Sequence(request, self._arrivals, limit, sampler))
+        if request.pooling is not None and self._norm is None:
+            raise UnsupportedError("an engine made from parts has no embeddings")
+        sampler = SamplerState(request.sampling, request.prompt, request.replayed)
+        sequence = Sequence(request, self._arrivals, limit, sampler)
+        if request.grammar is None:
+            self._scheduler.add(sequence)
+        else:
+            self._compiling.append((sequence, self._compile(request, request.grammar)))
         self._arrivals += 1
         self._prompt_tokens += len(request.prompt)
 
     def cancel(self, request_id: str) -> TokenOutput | None:
         """Drop a request and free its pages at once; None when it is unknown or already finished."""
-        sequence = self._scheduler.find(request_id)
+        sequence = self._find(request_id)
         if sequence is None:
             return None
-        self._scheduler.remove(sequence)
+        if self._scheduler.find(request_id):
+            self._scheduler.remove(sequence)
+        self._compiling = [pending for pending in self._compiling if pending[0] is not sequence]
         return _ending(sequence, "cancelled")
 
     def step(self) -> list[TokenOutput]:
         """One pass through the model; the tokens it gave."""
+        refused = self._admit_compiled()
         chunks = self._scheduler.schedule()
         if not chunks:
-            return []
+            if self._compiling and not refused:
+                self._compiling[0][1].wait(COMPILING_WAIT)
+            return refused
         sampling = [chunk.sequence for chunk in chunks if chunk.samples]
         try:
             logits = self.executor.run(step_of(chunks))
             sampled = sample(logits, [sequence.sampler for sequence in sampling])
+            self._pool(chunks)
         except Exception as error:
             error.add_note(f"in a step of {len(chunks)} sequences")
-            raise StepError([self._fail(chunk.sequence, error) for chunk in chunks]) from error
+            failed = [self._fail(chunk.sequence, error) for chunk in chunks]
+            raise StepError(refused + failed) from error
         self._steps += 1
         _advance(chunks)
-        return [self._deliver(sequence, choice) for sequence, choice in zip(sampling, sampled, strict=True)]
+        tokens = [self._deliver(sequence, choice) for sequence, choice in zip(sampling, sampled, strict=True)]
+        return refused + tokens + self._embeddings(chunks)
+
+    def _find(self, request_id: str) -> Sequence | None:
+        pending = next((sequence for sequence, _ in self._compiling if sequence.id == request_id), None)
+        return pending or self._scheduler.find(request_id)
+
+    def _compile(self, request: GenerateRequest, grammar: str) -> Compilation:
+        if self._grammars is None:
+            raise UnsupportedError("an engine made from parts has no grammars")
+        return self._grammars.compile(grammar, request.prompt[len(request.prompt) - request.replayed :])
+
+    def _admit_compiled(self) -> list[TokenOutput]:
+        """Queue the requests whose grammars are ready; the ends of those that were refused."""
+        if not self._compiling:
+            return []
+        ready = [pending for pending in self._compiling if pending[1].done]
+        self._compiling = [pending for pending in self._compiling if pending not in ready]
+        refused: list[TokenOutput] = []
+        for sequence, compilation in ready:
+            try:
+                sequence.sampler.constraint = compilation.result()
+                self._scheduler.add(sequence)
+            except FreeholdError as error:
+                refused.append(
+                    replace(_ending(sequence, "error", error.message), refused=isinstance(error, UsageError))
+                )
+        return refused
+
+    def _pool(self, chunks: list[Chunk]) -> None:
+        """Hand the rows of this step to the sequences that gather them."""
+        if self._norm is None or all(chunk.sequence.pool is None for chunk in chunks):
+            return
+        hidden = self.executor.buffer(HIDDEN, sum(chunk.count for chunk in chunks))
+        end = 0
+        for chunk in chunks:
+            begin, end = end, end + chunk.count
+            if chunk.sequence.pool is not None:
+                chunk.sequence.pool.add(self._norm(hidden[begin:end]), chunk.sequence.computed)
+
+    def _embeddings(self, chunks: list[Chunk]) -> list[TokenOutput]:
+        """The vectors of prompts that are through."""
+        outputs = []
+        for sequence in (chunk.sequence for chunk in chunks):
+            if sequence.pool is not None and sequence.pending == 0:
+                self._scheduler.remove(sequence)
+                outputs.append(replace(_ending(sequence, "stop"), embedding=sequence.pool.vector()))
+        return outputs
 
     def _deliver(self, sequence: Sequence, choice: Sampled) -> TokenOutput:
         if choice.token is None:
             self._scheduler.remove(sequence)
-            return _ending(sequence, "error", NOT_FINITE)
+            return _ending(sequence, "error", choice.reason)
         finish = sequence.append(choice.token)
         self._output_tokens += 1
         if finish:

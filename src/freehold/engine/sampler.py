@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from freehold.engine.grammar import GrammarStuck
 from freehold.engine.request import Sampling
 
 F32 = NDArray[np.float32]
@@ -21,20 +23,47 @@ _BLOCK = 512
 """Tokens summed together before the one that is drawn is looked for."""
 
 
-class SamplerState:
-    """What sampling remembers of one request: its generator and the tokens seen."""
+NOT_FINITE = "the model's logits are not finite numbers"
 
-    def __init__(self, sampling: Sampling, prompt: Sequence[int]) -> None:
+
+class Constraint(Protocol):
+    """What an output must follow; `grammar.Matcher` is one."""
+
+    def allowed(self) -> I64: ...  # noqa: D102
+
+    def take(self, token: int, /) -> bool: ...  # noqa: D102
+
+
+class SamplerState:
+    """What sampling remembers of one request: its generator, the tokens seen, and where it is in its grammar.
+
+    Args:
+        replayed: so many ids at the end of the prompt are earlier output: penalties and generator go on from there.
+    """
+
+    def __init__(self, sampling: Sampling, prompt: Sequence[int], replayed: int = 0) -> None:
         self.sampling = sampling
+        self.constraint: Constraint | None = None
         self._seen: dict[int, int] = {}  # token -> times in the output; 0 for those of the prompt alone
         # no seed: entropy from the system; seeds may be negative in the API, generators take none
         seed = None if sampling.seed is None else sampling.seed % 2**64
         self.generator = None if sampling.greedy else np.random.Generator(np.random.PCG64(seed))
+        if self.generator is not None and replayed:
+            bits = self.generator.bit_generator
+            assert isinstance(bits, np.random.PCG64)  # noqa: S101  (one output of 64 bits for each number drawn)
+            bits.advance(replayed)
         if sampling.penalized:
-            self._seen = dict.fromkeys(prompt, 0)
+            self._seen = dict.fromkeys(prompt[: len(prompt) - replayed], 0)
+            for token in prompt[len(prompt) - replayed :]:
+                self._count(token)
 
     def note(self, token: int) -> None:
         """A token of the output."""
+        self._count(token)
+        if self.constraint is not None:
+            self.constraint.take(token)
+
+    def _count(self, token: int) -> None:
         if self.sampling.penalized:
             self._seen[token] = self._seen.get(token, 0) + 1
 
@@ -57,31 +86,49 @@ class SamplerState:
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    """A chosen token; None when the logits were not finite numbers."""
+    """A chosen token; None when there can be none, for the `reason` given."""
 
     token: int | None
     logprob: float | None = None
     top: list[tuple[int, float]] = field(default_factory=list)
+    reason: str = ""
 
 
 def sample(logits: F32, states: Sequence[SamplerState]) -> list[Sampled]:
     """The next token of each row of logits [R, V], by its request's sampling.
 
-    Rows whose largest value is not finite give Sampled(None).
+    Rows whose largest value is not finite, and grammars that can't go on, give Sampled(None).
     """
     best = logits.argmax(axis=1)  # NaN counts as largest, so this finds it too
     peak = logits[np.arange(len(states)), best]
     out: list[Sampled] = []
     for row, state in enumerate(states):
         if not np.isfinite(peak[row]):
-            out.append(Sampled(None))
+            out.append(Sampled(None, reason=NOT_FINITE))
             continue
-        token = int(best[row]) if _plain(state.sampling) else _choose(logits[row], state)
+        try:
+            token = _pick(logits[row], state, int(best[row]))
+        except GrammarStuck as error:
+            out.append(Sampled(None, reason=str(error)))
+            continue
         if state.sampling.logprobs is None:
             out.append(Sampled(token))
         else:
             out.append(_with_logprobs(token, logits[row], state.sampling.logprobs))
     return out
+
+
+def _pick(logits: F32, state: SamplerState, best: int) -> int:
+    """The token of one row; a grammar's mask comes before everything else."""
+    plain = _plain(state.sampling)
+    if state.constraint is None:
+        return best if plain else _choose(logits, state)
+    allowed = state.constraint.allowed()
+    if plain:
+        return int(allowed[logits[allowed].argmax()])
+    masked = np.full_like(logits, -np.inf)
+    masked[allowed] = logits[allowed]
+    return _choose(masked, state)
 
 
 def _plain(sampling: Sampling) -> bool:

@@ -35,7 +35,7 @@ class Chunk:
     @property
     def samples(self) -> bool:
         """True when the chunk reaches the sequence's last token, whose logits choose the next."""
-        return self.count == self.sequence.pending
+        return self.count == self.sequence.pending and self.sequence.pool is None
 
 
 class Scheduler:

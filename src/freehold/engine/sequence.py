@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from freehold.engine.embedding import Pool
 from freehold.engine.request import GenerateRequest, Sampling
 from freehold.engine.sampler import SamplerState
 
@@ -18,6 +19,7 @@ class Sequence:
         tokens: prompt, then output.
         computed: how many of `tokens` have their keys and values in `pages`.
         served: number of the last step that worked on it.
+        pool: gathers hidden states, for a request that wants these and no tokens.
     """
 
     request: GenerateRequest
@@ -28,9 +30,12 @@ class Sequence:
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     served: int = -1
+    pool: Pool | None = None
 
     def __post_init__(self) -> None:
         self.tokens = list(self.request.prompt)
+        if self.request.pooling is not None:
+            self.pool = Pool(self.request.pooling)
 
     @property
     def id(self) -> str:

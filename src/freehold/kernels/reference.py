@@ -122,6 +122,10 @@ class ReferenceExecutor:
             self._run[op.kind](op, step)
         return self.buffers["logits"]
 
+    def buffer(self, name: str, rows: int) -> F32:
+        """A copy of the first rows of a buffer as the last step left it, float32 [rows, columns]."""
+        return self.buffers[name][:rows].copy()
+
     def copy_page(self, source: int, target: int) -> None:
         """Copy one KV page, in all layers, onto another."""
         for cache in (self._keys, self._values):
