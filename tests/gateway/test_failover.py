@@ -15,7 +15,7 @@ import pytest
 from tests.gateway import fakes
 from tests.gateway.fakes import Live, Provider, provider, recorded, response
 
-from freehold.errors import ContextLengthError, EngineError, SettingError, UpstreamError
+from freehold.errors import ContextLengthError, EngineError, SettingError
 from freehold.gateway.backends.openai import OpenAIBackend
 from freehold.gateway.router import Router
 from freehold.gateway.service import Gateway
@@ -281,14 +281,6 @@ def test_streams_that_the_engine_leaves_behind_end_at_once(directory: Path) -> N
         assert all("the engine process is not running" in error.message for error in errors)
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 def plan(router: Router) -> list[str]:
     from freehold.gateway.conversation import Request, TextPart, Turn
 
@@ -298,29 +290,6 @@ def plan(router: Router) -> list[str]:
 
 def standby(name: str, model: str = "m") -> OpenAIBackend:
     return OpenAIBackend(UpstreamSettings(name=name, base_url="http://127.0.0.1:1/v1", model=model), GuardSettings())
-
-
-def test_a_backend_that_failed_goes_last_until_it_has_cooled_or_answered(directory: Path) -> None:
-    clock = Clock()
-    one, two = standby("one"), standby("two")
-    router = Router(None, [one, two], clock=clock)
-    assert plan(router) == ["one", "two"]
-    router.failed(one, UpstreamError("x", kind="transport"))
-    assert plan(router) == ["two", "one"] and router.cooling(one) == "transport"
-    clock.now += 5.0
-    assert plan(router) == ["one", "two"]
-    router.failed(one, UpstreamError("x", kind="billing"))
-    clock.now += 59
-    assert plan(router) == ["two", "one"]
-    router.succeeded(one)
-    assert plan(router) == ["one", "two"]
-    router.failed(one, UpstreamError("x", kind="invalid"))  # the request's own fault
-    assert plan(router) == ["one", "two"]
-    error = UpstreamError("x", kind="rate")
-    error.retry_after = 1e9  # type: ignore[attr-defined]
-    router.failed(one, error)
-    clock.now += 300
-    assert plan(router) == ["one", "two"]  # no provider may send us away for ever
 
 
 def test_two_upstreams_of_one_name_are_refused() -> None:

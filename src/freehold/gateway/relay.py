@@ -13,6 +13,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from freehold.errors import ContextLengthError, EngineError, FreeholdError, TemplateError, UpstreamError, UsageError
+from freehold.gateway.confidence import Draft
 from freehold.gateway.conversation import (
     Event,
     Failed,
@@ -43,6 +44,7 @@ class Exchange:
     dropped: tuple[str, ...]
     arrivals: tuple[float, ...]  # when the content before the commitment came, on the event loop's clock
     events: AsyncGenerator[Event, None]
+    draft: Draft | None = None
 
 
 class Relay:
@@ -131,7 +133,9 @@ class Relay:
     ) -> Exchange:
         reason = f"{candidate.reason} after {describe(failures)}" if failures else candidate.reason
         name, model = candidate.backend.name, candidate.request.model
-        return Exchange(candidate.request, name, model, reason, candidate.dropped, tuple(arrivals), events)
+        return Exchange(
+            candidate.request, name, model, reason, candidate.dropped, tuple(arrivals), events, candidate.draft
+        )
 
     async def _rest(
         self, candidate: Candidate, seen: list[Event], stream: AsyncGenerator[Event, None], deadline: float

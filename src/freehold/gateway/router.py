@@ -1,59 +1,93 @@
 """Which backends may answer a request, in which order, and why.
 
-Core first, then the standbys in the order of the settings file; `provider.model` addresses one of them directly. A
-backend that has just failed cools down: it goes to the end of the line, never out of it. The router looks at requests
-and backends only; it knows no HTTP and runs nothing.
+A route (by the model asked for) says who is in line; the line is ordered by policy, then by what is known right now:
+who answered this conversation, how full the engine is, who has failed lately. `provider.model` addresses a standby
+directly. The router looks at requests and backends only; it knows no HTTP and runs nothing.
 """
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from freehold.errors import FreeholdError, SettingError
 from freehold.gateway.backends import Backend
+from freehold.gateway.breaker import Breaker, Verdict
+from freehold.gateway.confidence import Draft, DraftBackend, JudgedBackend
 from freehold.gateway.conversation import Request, Sampling
-from freehold.gateway.failures import CapabilityError, RequestError, kind_of
+from freehold.gateway.failures import CapabilityError, RequestError, UnavailableError, kind_of
+from freehold.gateway.measures import Conversations, Measures, conversation_key
+from freehold.gateway.policy import Policy, split_target
+from freehold.gateway.ranking import (
+    Candidate,
+    Load,
+    Prices,
+    behind,
+    by_price,
+    by_speed,
+    first,
+    full,
+    missing_ability,
+    prompt_estimate,
+    too_small,
+)
+from freehold.settings import RouterSettings, RouteSettings, UpstreamSettings
 
-COOLDOWN_SECONDS: Mapping[str, float] = {
-    "auth": 60.0,
-    "banned": 60.0,
-    "billing": 60.0,
-    "region": 60.0,
-    "rate": 5.0,
-    "overload": 5.0,
-    "transport": 5.0,
-}
-"""How long a backend goes last after a failure of each kind; failures of other kinds are the request's own."""
+__all__ = ["Candidate", "Decision", "Router", "describe", "unknown_model"]
 
-LONGEST_COOLDOWN = 300.0
 ALIASES = ("local", "default")
 """Names that always mean the core's model."""
 
 
 @dataclass(frozen=True, slots=True)
-class Candidate:
-    """A backend, the request as it would get it, and why it stands where it stands."""
+class Decision:
+    """A plan and how it came about.
 
-    backend: Backend
-    request: Request
-    reason: str
-    direct: bool = False
-    dropped: tuple[str, ...] = ()
+    Args:
+        route: the route that applied; its `model` is empty when none matched.
+        line: who will be asked, in order.
+        refusals: who can't serve such a request, and why.
+        left_alone: who could, but must not be asked now.
+        prompt_tokens: an estimate.
+    """
+
+    route: RouteSettings
+    line: list[Candidate]
+    refusals: list[tuple[str, CapabilityError]]
+    left_alone: list[tuple[str, Verdict]]
+    prompt_tokens: int
 
 
 class Router:
-    """Plans requests and remembers who failed lately.
+    """Plans requests and remembers who failed and who answered lately.
 
     Args:
         core: the local engine; None when there is none.
         standbys: upstreams in order of preference.
         clock: seconds, monotonic.
+        policy: routes; may be replaced while running.
+        upstreams: what is declared of the standbys.
+        load: the engine's numbers now.
+        prices: what an answer would cost; without it every price is unknown.
+        breaker: knows who must be left alone.
+
+    Raises:
+        SettingError: two backends of one name, or a route that leads nowhere.
     """
 
     def __init__(
-        self, core: Backend | None, standbys: Sequence[Backend] = (), *, clock: Callable[[], float] = time.monotonic
+        self,
+        core: Backend | None,
+        standbys: Sequence[Backend] = (),
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        policy: Policy | None = None,
+        upstreams: Sequence[UpstreamSettings] = (),
+        load: Callable[[], Load] | None = None,
+        prices: Prices = lambda backend, model, prompt, completion: None,
+        breaker: Breaker | None = None,
     ) -> None:
         names = [backend.name for backend in standbys]
         for name in names:
@@ -61,18 +95,36 @@ class Router:
                 raise SettingError(f"expected every [[upstream]] to have a name of its own, found '{name}' twice")
         self.core = core
         self.standbys = tuple(standbys)
-        self._clock = clock
-        self._cooling: dict[str, tuple[float, str]] = {}
+        self.measures = Measures(clock)
+        self.problem: str | None = None  # with the settings file, since it changed
+        self.prices = prices
+        self._facts = {upstream.name: upstream for upstream in upstreams}
+        self._load = load
+        self._conversations = Conversations(clock)
+        self.breaker = breaker or Breaker(clock=clock)
+        self.policy = Policy()
+        self.use(policy or self.policy)
 
     @property
     def backends(self) -> tuple[Backend, ...]:
         """All backends, the core first."""
         return self.standbys if self.core is None else (self.core, *self.standbys)
 
+    def use(self, policy: Policy) -> None:
+        """Routes by another policy from now on.
+
+        Raises:
+            SettingError: a route leads nowhere; the old policy stays.
+        """
+        policy.check([(backend.name, backend.model) for backend in self.backends])
+        self.policy = policy
+
     def models(self) -> list[tuple[str, str]]:
         """Each model that can be asked for, with the backend that owns it."""
         shown = [] if self.core is None else [(self.core.model, self.core.name)]
-        return shown + [(f"{s.name}.{s.model}", s.name) for s in self.standbys if s.model]
+        shown += [(f"{s.name}.{s.model}", s.name) for s in self.standbys if s.model]
+        known = {name for name, _ in shown}
+        return shown + [(name, "freehold") for name, _ in self.policy.aliases() if name not in known]
 
     def plan(self, request: Request) -> list[Candidate]:
         """Who may answer, best first; never empty.
@@ -81,39 +133,125 @@ class Router:
             RequestError: nobody knows the model (404).
             CapabilityError: those who know it can't serve such a request.
         """
-        able, refusal = [], None
-        for candidate in self._line(request):
-            try:
-                candidate.backend.check(candidate.request)
-                able.append(candidate)
-            except CapabilityError as error:
-                refusal = refusal or error
-        if not able and refusal is not None:
-            raise refusal
-        if not able:
-            raise unknown_model(request.model, [name for name, _ in self.models()])
-        return sorted(able, key=lambda candidate: self.cooling(candidate.backend) is not None)
+        decision = self.decide(request)
+        if decision.line:
+            return decision.line
+        if decision.left_alone:
+            told = "; ".join(f"{name}: {verdict.reason}" for name, verdict in decision.left_alone)
+            soonest = max(1, math.ceil(min(verdict.wait for _, verdict in decision.left_alone)))
+            hint = "add another [[upstream]], or try again later"
+            raise UnavailableError(f"No backend may be asked now: {told}.", retry_after=soonest, hint=hint)
+        if decision.refusals:
+            raise decision.refusals[0][1]
+        raise unknown_model(request.model, [name for name, _ in self.models()])
+
+    def decide(self, request: Request) -> Decision:
+        """The plan with what led to it; the line may be empty."""
+        route = self.policy.route(request.model)
+        able, refusals = self._able(self._line(request, route))
+        prompt = prompt_estimate(request)
+        if not any(candidate.direct for candidate in able):
+            able = self._ordered(able, request, route.router, prompt)
+        line, left_alone = self._allowed(able)
+        return Decision(route, self._judged(line, request, route.router), refusals, left_alone, prompt)
 
     def failed(self, backend: Backend, error: Exception) -> None:
-        """Notes a failure. The core is not cooled: its own state says whether it can answer."""
-        seconds = COOLDOWN_SECONDS.get(kind_of(error))
-        if seconds is None or backend is self.core:
-            return
-        asked = getattr(error, "retry_after", None)
-        until = self._clock() + min(max(seconds, asked or 0.0), LONGEST_COOLDOWN)
-        self._cooling[backend.name] = (until, kind_of(error))
+        """Notes a failure. The core is not left alone: its own state says whether it can answer."""
+        if self.core is None or backend.name != self.core.name:
+            self.breaker.failed(backend.name, kind_of(error), getattr(error, "retry_after", None))
 
     def succeeded(self, backend: Backend) -> None:
         """Notes that it answers again."""
-        self._cooling.pop(backend.name, None)
+        self.breaker.succeeded(backend.name)
 
     def cooling(self, backend: Backend) -> str | None:
-        """The kind of failure it is cooling down from, if it is."""
-        until, kind = self._cooling.get(backend.name, (0.0, ""))
-        return kind if until > self._clock() else None
+        """The kind of failure for which it is left alone, if it is."""
+        return self.breaker.failing(backend.name)
 
-    def _line(self, request: Request) -> list[Candidate]:
+    def answered(self, request: Request, backend: str) -> None:
+        """Notes who took a request, for the conversation's next one. `request` is as the client sent it."""
+        sticky = self.policy.route(request.model).router.sticky
+        if sticky != "none" and (key := conversation_key(request, sticky)) is not None:
+            self._conversations.note(key, backend)
+
+    def _allowed(self, line: Sequence[Candidate]) -> tuple[list[Candidate], list[tuple[str, Verdict]]]:
+        """Those who may be asked, those whose rest is over soon as a last resort, and those who must be left alone."""
+        allowed, last, left_alone = [], [], []
+        for candidate in line:
+            verdict = self.breaker.allows(candidate.backend.name)
+            if verdict.allowed:
+                reason = f"{candidate.reason}, {verdict.reason}" if verdict.reason else candidate.reason
+                allowed.append(replace(candidate, reason=reason))
+            elif verdict.final:
+                left_alone.append((candidate.backend.name, verdict))
+            else:
+                last.append(replace(candidate, reason=f"{candidate.reason}, {verdict.reason}"))
+        return allowed + last, left_alone
+
+    def _able(self, line: Sequence[Candidate]) -> tuple[list[Candidate], list[tuple[str, CapabilityError]]]:
+        able, refusals = [], []
+        for candidate in line:
+            try:
+                self._check(candidate)
+            except CapabilityError as error:
+                refusals.append((candidate.backend.name, error))
+            else:
+                able.append(candidate)
+        return able, refusals
+
+    def _check(self, candidate: Candidate) -> None:
+        facts = self._facts.get(candidate.backend.name)
+        if facts is not None and (missing := missing_ability(candidate.request, facts)) is not None:
+            text = f"The upstream '{facts.name}' is declared without '{missing}'."
+            raise CapabilityError(text, code="unsupported_parameter", hint="see `abilities` in its [[upstream]]")
+        candidate.backend.check(candidate.request)
+
+    def _ordered(self, line: list[Candidate], request: Request, rules: RouterSettings, prompt: int) -> list[Candidate]:
+        """By policy, then by what is known of this conversation and of the engine's room."""
+        if rules.policy == "cheapest":
+            line = by_price(line, prompt, self.prices)
+        elif rules.policy == "fastest":
+            line = by_speed(line, self.measures)
+        if rules.sticky != "none" and (key := conversation_key(request, rules.sticky)) is not None:
+            kept = self._conversations.who(key, rules.sticky_seconds)
+            if kept is not None and line and line[0].backend.name != kept:
+                line = first(line, kept, f"answered this {_STICKY[rules.sticky]} before")
+        return behind(line, self._crowded(line, rules, prompt))
+
+    def _crowded(self, line: Sequence[Candidate], rules: RouterSettings, prompt: int) -> dict[str, str]:
+        """Who should be asked last, and why. When all should, nobody is."""
+        reasons: dict[str, str] = {}
+        for candidate in line:
+            name = candidate.backend.name
+            why = too_small(candidate, prompt, self._facts.get(name))
+            if why is None and self.core is not None and name == self.core.name and self._load is not None:
+                why = full(name, self._load(), self.measures, rules)
+            if why is not None:
+                reasons[name] = why
+        return reasons if any(c.backend.name not in reasons for c in line) else {}
+
+    def _judged(self, line: list[Candidate], request: Request, rules: RouterSettings) -> list[Candidate]:
+        """The line with the core's answer judged, if the route asks for it and another could do better."""
+        core = self.core
+        position = next((i for i, c in enumerate(line) if core is not None and c.backend is core), len(line))
+        if rules.escalate_below >= 0 or position >= len(line) - 1 or request.echo:
+            return line
+        if request.stream and not rules.escalate_streams:
+            told = f"{line[position].reason}, streamed: not judged"
+            return [*line[:position], replace(line[position], reason=told), *line[position + 1 :]]
+        judged = line[position]
+        draft = Draft(judged.backend.name)
+        backend = JudgedBackend(judged.backend, rules.escalate_below, draft)
+        last = replace(
+            judged, backend=DraftBackend(draft, judged.backend.model), reason="draft of the core", draft=draft
+        )
+        others = [replace(c, draft=draft) for c in line[position + 1 :]]
+        return [*line[:position], replace(judged, backend=backend, draft=draft), *others, last]
+
+    def _line(self, request: Request, route: RouteSettings) -> list[Candidate]:
         """Everybody the model name can mean, in order, able or not."""
+        if route.to:
+            return self._portable_only(request, [self._target(name, request, route) for name in route.to])
         if self._means_core(request.model):
             return self._core_and_standbys(request)
         for standby in self.standbys:
@@ -121,11 +259,20 @@ class Router:
             if request.model.startswith(prefix) and len(request.model) > len(prefix):
                 asked = replace(request, model=request.model.removeprefix(prefix))
                 return [Candidate(standby, asked, "addressed by name", direct=True)]
-        return [
-            Candidate(standby, request, "addressed by model", direct=True)
-            for standby in self.standbys
-            if standby.model and standby.model == request.model
-        ][:1]
+        for standby in self.standbys:
+            if standby.model and standby.model == request.model:
+                return [Candidate(standby, request, "addressed by model", direct=True)]
+        return self._core_and_standbys(request) if route.model else []
+
+    def _target(self, target: str, request: Request, route: RouteSettings) -> Candidate:
+        """One of a route's backends."""
+        backends = {backend.name: backend for backend in self.backends}
+        name, model = split_target(target, list(backends))
+        if self.core is not None and name == self.core.name:
+            return Candidate(self.core, request, f"core, route '{route.model}'")
+        asked, dropped = _portable(request)
+        asked = replace(asked, model=model or backends[name].model)
+        return Candidate(backends[name], asked, f"route '{route.model}'", dropped=dropped)
 
     def _means_core(self, model: str) -> bool:
         if self.core is None:
@@ -138,7 +285,16 @@ class Router:
             if standby.model:
                 asked, dropped = _portable(request)
                 line.append(Candidate(standby, replace(asked, model=standby.model), "standby", dropped=dropped))
-        return line if not _speaks_ids(request) else line[:1]
+        return self._portable_only(request, line)
+
+    def _portable_only(self, request: Request, line: list[Candidate]) -> list[Candidate]:
+        """Without those who would not understand the prompt: token ids mean nothing to another model."""
+        if all(isinstance(prompt, str) for prompt in request.prompts):
+            return line
+        return line[:1] if self.core is None else [candidate for candidate in line if candidate.backend is self.core]
+
+
+_STICKY = {"prefix": "conversation", "user": "user", "header": "session"}
 
 
 def unknown_model(model: str, known: Sequence[str]) -> RequestError:
@@ -155,11 +311,6 @@ def _portable(request: Request) -> tuple[Request, tuple[str, ...]]:
     dropped += ["logit_bias"] if asked.logit_bias else []
     kept: Sampling = replace(asked, top_k=None, min_p=None, repetition_penalty=None, logit_bias={})
     return replace(request, sampling=kept), tuple(dropped)
-
-
-def _speaks_ids(request: Request) -> bool:
-    """Whether the prompt is token ids, which mean nothing to another model."""
-    return any(not isinstance(prompt, str) for prompt in request.prompts)
 
 
 def describe(failures: Sequence[tuple[Candidate, FreeholdError]]) -> str:

@@ -17,6 +17,7 @@ from freehold.engine.process import EngineProcess
 from freehold.gateway.backends import Backend
 from freehold.gateway.backends.local import LocalBackend, load_text_side
 from freehold.gateway.backends.openai import OpenAIBackend
+from freehold.gateway.confidence import Draft
 from freehold.gateway.conversation import (
     Event,
     Failed,
@@ -30,14 +31,18 @@ from freehold.gateway.conversation import (
 )
 from freehold.gateway.failures import kind_of
 from freehold.gateway.metrics import Metrics
+from freehold.gateway.policy import Policy
 from freehold.gateway.relay import Exchange, Relay
 from freehold.gateway.router import Router
-from freehold.settings import EngineSettings, GuardSettings, Settings
+from freehold.settings import EngineSettings, GuardSettings, Settings, UpstreamSettings
 
 
 @dataclass(slots=True)
 class Record:
-    """What is known about one exchange; complete when its events have ended. Times in seconds."""
+    """What is known about one exchange; complete when its events have ended. Times in seconds.
+
+    `draft` is the core's own answer, when its confidence was judged.
+    """
 
     request_id: str
     asked_model: str
@@ -51,6 +56,7 @@ class Record:
     seconds: float | None = None
     finished: list[str] = field(default_factory=list)
     failure: str | None = None
+    draft: Draft | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +74,8 @@ class Gateway:
         core: the local engine as a backend; None to run on upstreams alone.
         standbys: upstreams in order of preference.
         guards: time limits.
+        policy: routes.
+        upstreams: what is declared of the standbys.
     """
 
     def __init__(
@@ -76,9 +84,12 @@ class Gateway:
         standbys: Sequence[Backend] = (),
         guards: GuardSettings | None = None,
         clock: Callable[[], float] = time.monotonic,
+        policy: Policy | None = None,
+        upstreams: Sequence[UpstreamSettings] = (),
     ) -> None:
         self.core = core
-        self.router = Router(core, standbys, clock=clock)
+        load = None if core is None else lambda: core.engine.stats
+        self.router = Router(core, standbys, clock=clock, policy=policy, upstreams=upstreams, load=load)
         self.metrics = Metrics(None if core is None else lambda: core.engine.stats)
         self.relay = Relay(self.router, guards or GuardSettings(), self.metrics.failover)
         self.created = int(time.time())
@@ -94,7 +105,13 @@ class Gateway:
             FreeholdError: no such model, a broken tokenizer, a missing key.
         """
         standbys = [OpenAIBackend(upstream, settings.guards) for upstream in settings.upstreams]
-        return cls(load_core(settings.engine, progress=progress), standbys, settings.guards)
+        return cls(
+            load_core(settings.engine, progress=progress),
+            standbys,
+            settings.guards,
+            policy=Policy.of(settings),
+            upstreams=settings.upstreams,
+        )
 
     async def start(self) -> None:
         """Starts every backend; returns when all are ready. Standbys can be used before that."""
@@ -127,7 +144,8 @@ class Gateway:
             status = "ok"
         else:
             status = "degraded" if any(s.model for s in self.router.standbys) else self.core.state
-        return {"status": status, "backends": states}
+        problem = {} if self.router.problem is None else {"problem": self.router.problem}
+        return {"status": status, "backends": states} | problem
 
     async def answer(self, request: Request) -> Answer:
         """The first backend's answer that commits.
@@ -142,7 +160,8 @@ class Gateway:
             self.metrics.request_failure.labels("none", _reason(error)).inc()
             raise
         record.backend, record.model, record.reason = exchange.backend, exchange.model, exchange.reason
-        record.dropped = exchange.dropped
+        record.dropped, record.draft = exchange.dropped, exchange.draft
+        self.router.answered(request, exchange.backend)
         return Answer(record, self._measured(exchange, record, began))
 
     async def _measured(self, exchange: Exchange, record: Record, began: float) -> AsyncGenerator[Event, None]:
@@ -155,6 +174,8 @@ class Gateway:
                     yield event
         finally:
             meter.settle()
+            if record.ttft is not None and record.seconds is not None and record.finished and record.failure is None:
+                self.router.measures.note(record.backend, record.ttft, record.seconds, record.completion_tokens)
 
 
 class _Meter:
