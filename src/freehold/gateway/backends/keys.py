@@ -9,6 +9,7 @@ import os
 import re
 import stat
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from freehold.errors import SettingError
@@ -42,6 +43,21 @@ class Key:
         if self._value:
             text = text.replace(self._value, HIDDEN)
         return _LOOKS_LIKE_KEY.sub(HIDDEN, text)
+
+
+def read_keys(upstream: UpstreamSettings, environment: Mapping[str, str] | None = None) -> tuple[Key, ...]:
+    """The keys of an upstream in the order of its settings: `key_env` may name several variables, separated by commas.
+
+    Raises:
+        SettingError: as `read_key`, or two variables hold the same key.
+    """
+    names = [name.strip() for name in upstream.key_env.split(",")] if upstream.key_env else [""]
+    keys = tuple(read_key(replace(upstream, key_env=name), environment) for name in names if name or len(names) == 1)
+    if len({key.reveal() for key in keys}) < len(keys):
+        raise SettingError(
+            f"[[upstream]] {upstream.name}: expected different keys in {upstream.key_env}, found one twice"
+        )
+    return keys
 
 
 def read_key(upstream: UpstreamSettings, environment: Mapping[str, str] | None = None) -> Key:

@@ -1,66 +1,178 @@
-"""OpenAI's wire format seen from the other side: neutral requests to bodies, a provider's chunks to events.
+"""OpenAI's wire format, and Azure's variant, seen from the other side: neutral requests to bodies.
 
-Knows no HTTP. What arrives is not trusted: types, indices and the order of events are checked.
+A client's own Chat or Completions body passes through as it came: only the model, the stream and what the router took
+away are changed. Knows no HTTP. Format: https://platform.openai.com/docs/api-reference/chat/create; Azure's addresses:
+https://learn.microsoft.com/azure/ai-services/openai/reference.
 """
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import msgspec
 
-from freehold.errors import UpstreamError
-from freehold.gateway.conversation import (
-    Event,
-    Finished,
-    FinishReason,
-    ImagePart,
-    Part,
-    ReasoningDelta,
-    Request,
-    Started,
-    TextDelta,
-    TextPart,
-    TokenLogprob,
-    ToolCallDelta,
-    Turn,
-    Usage,
-)
+from freehold.gateway.backends.openai_events import ChunkReader
+from freehold.gateway.backends.providers import Provider
+from freehold.gateway.backends.splice import JsonObject
+from freehold.gateway.conversation import ImagePart, Part, Request, TextPart, Turn
+from freehold.gateway.failures import CapabilityError
 
-_FINISH: dict[str, FinishReason] = {
-    "stop": "stop",
-    "length": "length",
-    "tool_calls": "tool_calls",
-    "function_call": "tool_calls",
-    "content_filter": "content_filter",
-}
-_SAMPLING = (
-    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty", "seed",
-)  # fmt: skip
+MAX_STOPS = 4  # OpenAI's documented limit; Anthropic's clients may send more
+EXTENSIONS = ("top_k", "min_p", "repetition_penalty")
+_SAMPLING = ("temperature", "top_p", *EXTENSIONS, "presence_penalty", "frequency_penalty", "seed")
+_LIMITS = ("max_tokens", "max_completion_tokens")
+_DEPLOYMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
-def encode(request: Request, limit_field: str = "max_tokens") -> tuple[str, bytes]:
-    """The path below the base URL and the body; only what the client asked for is in it.
+class OpenAIWire:
+    """Asks as OpenAI's API wants it.
 
     Args:
-        limit_field: how this provider's chat calls the limit: `max_tokens` or `max_completion_tokens`.
+        name: the upstream's, for errors.
+        provider: its habits.
     """
+
+    def __init__(self, name: str, provider: Provider) -> None:
+        self._name = name
+        self._provider = provider
+
+    def check(self, request: Request) -> None:
+        """What the model can do, the provider says."""
+
+    def path(self, request: Request) -> str:
+        """Chat or completions."""
+        return "/completions" if request.prompts else "/chat/completions"
+
+    def headers(self, key: str) -> dict[str, str]:
+        """A bearer token."""
+        return {"authorization": f"Bearer {key}"} if key else {}
+
+    def body(self, request: Request) -> bytes:
+        """The client's own body where it can be used, else one with what the neutral request says."""
+        own = self._own(request)
+        return encode(request, self._provider) if own is None else own
+
+    def reader(self, request: Request) -> ChunkReader:
+        """For chunks of either endpoint."""
+        return ChunkReader(request, self._name)
+
+    def dropped(self, request: Request) -> tuple[str, ...]:
+        """See `Wire.dropped`."""
+        if self._own(request) is not None:
+            return _refused_extensions(request, self._provider)
+        return (*request.dropped, *carried(request, self._provider))
+
+    def _own(self, request: Request) -> bytes | None:
+        speaks = "completions" if request.prompts else "chat"
+        return relayed(request, self._provider) if request.dialect == f"openai_{speaks}" else None
+
+
+class AzureWire(OpenAIWire):
+    """The same, where the deployment is part of the address.
+
+    Args:
+        version: the `api-version` of every request.
+    """
+
+    def __init__(self, name: str, provider: Provider, version: str) -> None:
+        super().__init__(name, provider)
+        self._version = version
+
+    def check(self, request: Request) -> None:
+        """The model's name becomes part of the URL."""
+        if not _DEPLOYMENT.fullmatch(request.model):
+            raise CapabilityError(f"'{request.model[:100]}' is no name of a deployment.", param="model")
+
+    def path(self, request: Request) -> str:
+        """Below the resource's address."""
+        return f"/openai/deployments/{request.model}{super().path(request)}?api-version={self._version}"
+
+    def headers(self, key: str) -> dict[str, str]:
+        """Azure's header."""
+        return {"api-key": key} if key else {}
+
+
+def carried(request: Request, provider: Provider) -> tuple[str, ...]:
+    """Names what the neutral request asks for and `encode` leaves out; the rest is carried."""
+    thought = any(turn.reasoning for turn in request.turns) and not provider.thinking
+    sealed = any(r.signature or r.redacted for turn in request.turns for r in turn.reasoning)
+    lost = {
+        "thinking": thought or sealed,
+        "thinking.budget_tokens": request.reasoning_budget is not None,
+        "is_error": any(turn.failed for turn in request.turns),
+        "truncation": request.truncate,
+        f"stop[{MAX_STOPS}:]": len(request.stop) > MAX_STOPS,
+    }
+    return (*_refused_extensions(request, provider), *(name for name, is_lost in lost.items() if is_lost))
+
+
+def _refused_extensions(request: Request, provider: Provider) -> tuple[str, ...]:
+    if provider.extensions:
+        return ()
+    return tuple(name for name in EXTENSIONS if getattr(request.sampling, name) is not None)
+
+
+def relayed(request: Request, provider: Provider) -> bytes | None:
+    """The client's own body with our model in it; None where it no longer says what is asked.
+
+    Parameters that the neutral request has lost since (the router takes away what is not portable) are lost here too, and
+    the limit goes by the provider's name for it.
+    """
+    if not request.body or request.continue_from:
+        return None
+    try:
+        own = JsonObject(request.body)
+        options = own.get("stream_options")
+        changes: dict[str, bytes | None] = {"model": msgspec.json.encode(request.model), "stream": b"true"}
+        if not isinstance(options, dict) or options.get("include_usage") is not True:
+            merged = (options if isinstance(options, dict) else {}) | {"include_usage": True}
+            changes["stream_options"] = msgspec.json.encode(merged)
+        changes |= _taken_away(own, request, provider) | _limit(own, request, provider)
+        if request.n != (own.get("n") or 1):
+            changes["n"] = msgspec.json.encode(request.n)
+        return own.spliced({name: new for name, new in changes.items() if _differs(own, name, new)})
+    except ValueError:
+        return None
+
+
+def _differs(own: JsonObject, name: str, new: bytes | None) -> bool:
+    return (name in own.values) if new is None else (name not in own.values or bytes(own.values[name]) != new)
+
+
+def _taken_away(own: JsonObject, request: Request, provider: Provider) -> dict[str, bytes | None]:
+    refused = _refused_extensions(request, provider)
+    gone = [name for name in _SAMPLING if name in refused or getattr(request.sampling, name) is None]
+    gone += [] if request.sampling.logit_bias else ["logit_bias"]
+    return {name: None for name in gone if own.get(name) is not None}
+
+
+def _limit(own: JsonObject, request: Request, provider: Provider) -> dict[str, bytes | None]:
+    name = provider.limit_field if not request.prompts else "max_tokens"
+    if request.max_tokens is None or (request.prompts and "max_tokens" not in own.values):
+        return {other: None for other in _LIMITS if own.get(other) is not None}
+    if own.get(name) == request.max_tokens:
+        return {other: None for other in _LIMITS if other != name}
+    return {name: msgspec.json.encode(request.max_tokens)} | {other: None for other in _LIMITS if other != name}
+
+
+def encode(request: Request, provider: Provider) -> bytes:
+    """A body with only what the client asked for; `carried` names what it leaves out."""
     body: dict[str, Any] = {"model": request.model, "stream": True, "stream_options": {"include_usage": True}}
     for name in _SAMPLING:
         value = getattr(request.sampling, name)
-        if value is not None:
+        if value is not None and (provider.extensions or name not in EXTENSIONS):
             body[name] = value
     if request.sampling.logit_bias:
         body["logit_bias"] = {str(token): bias for token, bias in request.sampling.logit_bias.items()}
     if request.stop:
-        body["stop"] = list(request.stop)
+        body["stop"] = list(request.stop[:MAX_STOPS])
     if request.n != 1:
         body["n"] = request.n
     if request.user is not None:
         body["user"] = request.user
-    if request.prompts:
-        return "/completions", msgspec.json.encode(body | _completion(request))
-    return "/chat/completions", msgspec.json.encode(body | _chat(request, limit_field))
+    return msgspec.json.encode(body | (_completion(request) if request.prompts else _chat(request, provider)))
 
 
 def _completion(request: Request) -> dict[str, Any]:
@@ -74,10 +186,10 @@ def _completion(request: Request) -> dict[str, Any]:
     return body
 
 
-def _chat(request: Request, limit_field: str) -> dict[str, Any]:
-    body: dict[str, Any] = {"messages": [_message(turn) for turn in request.turns]}
+def _chat(request: Request, provider: Provider) -> dict[str, Any]:
+    body: dict[str, Any] = {"messages": _messages(request.turns, provider)}
     if request.max_tokens is not None:
-        body[limit_field] = request.max_tokens
+        body[provider.limit_field] = request.max_tokens
     if request.logprobs is not None:
         body["logprobs"], body["top_logprobs"] = True, request.logprobs
     if request.tools:
@@ -86,15 +198,31 @@ def _chat(request: Request, limit_field: str) -> dict[str, Any]:
             for t in request.tools
         ]
         body["tools"] = [{"type": "function", "function": _present(f)} for f in functions]
-    for name in ("tool_choice", "parallel_tool_calls", "response_format"):
+    for name in ("tool_choice", "parallel_tool_calls", "response_format", "reasoning_effort"):
         value = getattr(request, name)
         if value is not None:
             body[name] = value
     return body
 
 
-def _message(turn: Turn) -> dict[str, Any]:
-    plain = all(isinstance(part, TextPart) for part in turn.parts)
+def _messages(turns: tuple[Turn, ...], provider: Provider) -> list[dict[str, Any]]:
+    """Messages; images that a tool returned follow its answers in a user's message, for a tool's may hold text only."""
+    messages: list[dict[str, Any]] = []
+    images: list[Part] = []
+    for turn in turns:
+        if turn.role != "tool" and images:
+            messages.append({"role": "user", "content": [_part(image) for image in images]})
+            images = []
+        messages.append(_message(turn, provider))
+        if turn.role == "tool":
+            images += [part for part in turn.parts if isinstance(part, ImagePart)]
+    if images:
+        messages.append({"role": "user", "content": [_part(image) for image in images]})
+    return messages
+
+
+def _message(turn: Turn, provider: Provider) -> dict[str, Any]:
+    plain = turn.role == "tool" or all(isinstance(part, TextPart) for part in turn.parts)
     message: dict[str, Any] = {"role": turn.role}
     message["content"] = turn.text if plain else [_part(part) for part in turn.parts]
     if turn.tool_calls:
@@ -102,6 +230,8 @@ def _message(turn: Turn) -> dict[str, Any]:
             {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}
             for call in turn.tool_calls
         ]
+    if provider.thinking and (thoughts := "".join(r.text for r in turn.reasoning)):
+        message["reasoning_content"] = thoughts
     return message | _present({"name": turn.name, "tool_call_id": turn.tool_call_id})
 
 
@@ -111,188 +241,5 @@ def _part(part: Part) -> dict[str, Any]:
     return {"type": "text", "text": part.text}
 
 
-def _present(fields: dict[str, Any]) -> dict[str, Any]:
+def _present(fields: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
-
-
-class WireLogprob(msgspec.Struct):
-    """One token of a chat chunk's logprobs."""
-
-    token: str
-    logprob: float
-    bytes: list[int] | None = None
-    top_logprobs: list[WireLogprob] | None = None
-
-    def neutral(self) -> TokenLogprob:
-        """The neutral form; some providers leave the bytes out."""
-        raw = self.token.encode() if self.bytes is None else bytes(value & 0xFF for value in self.bytes)
-        return TokenLogprob(raw, self.logprob, tuple(token.neutral() for token in self.top_logprobs or ()))
-
-
-class WireLogprobs(msgspec.Struct):
-    """Logprobs of either endpoint: `content` for chat, the parallel lists for completions."""
-
-    content: list[WireLogprob] | None = None
-    tokens: list[str] | None = None
-    token_logprobs: list[float | None] | None = None
-    top_logprobs: list[dict[str, float] | None] | None = None
-
-    def neutral(self) -> tuple[TokenLogprob, ...]:
-        """Neutral tokens."""
-        if self.content is not None:
-            return tuple(token.neutral() for token in self.content)
-        tops = self.top_logprobs or [None] * len(self.tokens or ())
-        return tuple(
-            TokenLogprob(name.encode(), value or 0.0, _alternatives(top))
-            for name, value, top in zip(self.tokens or (), self.token_logprobs or (), tops, strict=False)
-        )
-
-
-def _alternatives(top: dict[str, float] | None) -> tuple[TokenLogprob, ...]:
-    return tuple(TokenLogprob(name.encode(), logprob) for name, logprob in (top or {}).items())
-
-
-class WireFunction(msgspec.Struct):
-    """A piece of a function call."""
-
-    name: str | None = None
-    arguments: str | None = None
-
-
-class WireToolCall(msgspec.Struct):
-    """A piece of a tool call."""
-
-    index: int = 0
-    id: str | None = None
-    function: WireFunction | None = None
-
-
-class WireDelta(msgspec.Struct):
-    """What is new in a chat chunk. Thinking goes by two names among providers."""
-
-    content: str | None = None
-    refusal: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    tool_calls: list[WireToolCall] | None = None
-
-
-class WireChoice(msgspec.Struct):
-    """One choice of a chunk, of either endpoint."""
-
-    index: int = 0
-    delta: WireDelta | None = None
-    text: str | None = None
-    logprobs: WireLogprobs | None = None
-    finish_reason: str | None = None
-
-
-class WireDetails(msgspec.Struct):
-    """Parts of the token counts."""
-
-    cached_tokens: int | None = None
-    reasoning_tokens: int | None = None
-
-
-class WireUsage(msgspec.Struct):
-    """Token counts."""
-
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
-    prompt_tokens_details: WireDetails | None = None
-    completion_tokens_details: WireDetails | None = None
-
-    def neutral(self) -> Usage:
-        """Neutral counts."""
-        cached = self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None
-        thought = self.completion_tokens_details.reasoning_tokens if self.completion_tokens_details else None
-        return Usage(self.prompt_tokens, self.completion_tokens, cached or 0, thought or 0)
-
-
-class WireChunk(msgspec.Struct):
-    """One chunk of either endpoint; `error` when the provider failed inside the stream."""
-
-    model: str | None = None
-    system_fingerprint: str | None = None
-    choices: list[WireChoice] | None = None
-    usage: WireUsage | None = None
-    error: Any = None
-
-
-class ErrorChunk(Exception):
-    """The provider reported an error inside the stream; `payload` is what it said."""
-
-    def __init__(self, payload: Any) -> None:
-        super().__init__("error inside the stream")
-        self.payload = payload
-
-
-class ChunkReader:
-    """Chunks in, events out: Started once, each index in range and finished once, Usage last."""
-
-    def __init__(self, request: Request, provider: str) -> None:
-        self._model = request.model
-        self._provider = provider
-        self._open = set(range(request.choices))
-        self._count = request.choices
-        self._started = False
-        self._usage: Usage | None = None
-
-    def read(self, data: str) -> list[Event]:
-        """Events of one chunk.
-
-        Raises:
-            ErrorChunk: it is an error.
-            UpstreamError: a choice that was not asked for.
-            msgspec.DecodeError: not JSON, or of another shape (ValidationError).
-        """
-        chunk = msgspec.json.decode(data, type=WireChunk)
-        if chunk.error is not None:
-            raise ErrorChunk(chunk.error)
-        events: list[Event] = []
-        if not self._started:
-            self._started = True
-            events.append(Started(chunk.model or self._model, chunk.system_fingerprint))
-        if chunk.usage is not None:
-            self._usage = chunk.usage.neutral()
-        for choice in chunk.choices or ():
-            events += self._choice(choice)
-        return events
-
-    def end(self) -> list[Event]:
-        """The last events. A stream that ends before every choice has finished was cut.
-
-        Raises:
-            UpstreamError: it was cut.
-        """
-        if self._open:
-            found = f"{self._provider}: the stream ended with {len(self._open)} of {self._count} choices unfinished"
-            raise UpstreamError(found, kind="transport")
-        return [] if self._usage is None else [self._usage]
-
-    def _choice(self, choice: WireChoice) -> list[Event]:
-        index = choice.index
-        if index not in self._open:
-            if 0 <= index < self._count and _empty(choice):
-                return []  # some providers send an empty delta after the finish
-            raise UpstreamError(f"{self._provider}: a chunk for choice {index}, which is not open", kind="transport")
-        events: list[Event] = []
-        delta = choice.delta or WireDelta()
-        text = choice.text or delta.content or delta.refusal or ""
-        logprobs = choice.logprobs.neutral() if choice.logprobs else ()
-        if thought := delta.reasoning_content or delta.reasoning:
-            events.append(ReasoningDelta(thought, index))
-        if text or logprobs:
-            events.append(TextDelta(text, logprobs, index))
-        for call in delta.tool_calls or ():
-            function = call.function or WireFunction()
-            events.append(ToolCallDelta(call.index, call.id, function.name, function.arguments or "", index))
-        if choice.finish_reason is not None:
-            self._open.discard(index)
-            events.append(Finished(_FINISH.get(choice.finish_reason, "stop"), index))
-        return events
-
-
-def _empty(choice: WireChoice) -> bool:
-    delta = choice.delta or WireDelta()
-    return not (choice.text or delta.content or delta.tool_calls or choice.finish_reason)
