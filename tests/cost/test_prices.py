@@ -11,11 +11,13 @@ import pytest
 from genai_prices import Usage
 from genai_prices.data_snapshot import get_snapshot
 
-from freehold.cost.prices import Price, PriceBook, Tokens, _price, source
+from freehold.cost.prices import RATE_SCALE, Price, PriceBook, Tokens, _price, source
 from freehold.errors import SettingError
 
 NOON = datetime(2026, 3, 4, 12, 0, tzinfo=UTC)
 EVENING = datetime(2026, 3, 4, 18, 0, tzinfo=UTC)
+
+NANO = RATE_SCALE // 10**9  # rates below are in nano-dollars for a million tokens
 
 
 def test_every_model_of_the_snapshot_costs_what_genai_prices_says() -> None:
@@ -57,13 +59,15 @@ def test_off_peak_hours_are_cheaper_where_the_provider_says_so() -> None:
 
 
 def test_a_long_prompt_pays_the_tier_for_all_its_tokens() -> None:
-    price = Price("s", "p", "m", {"input": ((0, 1_000_000_000_000), (200_000, 2_000_000_000_000)), "output": ((0, 0),)})
+    price = Price(
+        "s", "p", "m", {"input": ((0, 1_000_000_000 * NANO), (200_000, 2_000_000_000 * NANO)), "output": ((0, 0),)}
+    )
     assert price.cost(Tokens(prompt=200_000)) == 200_000_000
     assert price.cost(Tokens(prompt=200_001)) == 400_002_000
 
 
 def test_kinds_without_a_price_of_their_own_cost_what_their_whole_does() -> None:
-    price = Price("s", "p", "m", {"input": ((0, 1_000_000_000),), "output": ((0, 10_000_000_000),)})
+    price = Price("s", "p", "m", {"input": ((0, 1_000_000 * NANO),), "output": ((0, 10_000_000 * NANO),)})
     assert price.cost(Tokens(10, 5, cached=4, cache_write=3, reasoning=2)) == price.cost(Tokens(10, 5)) == 60
 
 
@@ -72,14 +76,14 @@ def test_a_broken_providers_numbers_never_make_a_cost_negative_or_larger_than_it
         "s",
         "p",
         "m",
-        {"input": ((0, 3_000_000_000),), "cached": ((0, 1_000_000_000),), "output": ((0, 2_000_000_000),)},
+        {"input": ((0, 3_000_000 * NANO),), "cached": ((0, 1_000_000 * NANO),), "output": ((0, 2_000_000 * NANO),)},
     )
     assert price.cost(Tokens(-5, -5, -5, -5, -5)) == 0
     assert price.cost(Tokens(10, 10, cached=1000, cache_write=1000, reasoning=1000)) == 10 + 20
 
 
 def test_many_small_exchanges_add_up_to_the_nano_dollar() -> None:
-    price = Price("s", "p", "m", {"input": ((0, 150_000_000_000),), "output": ((0, 600_000_000_000),)})
+    price = Price("s", "p", "m", {"input": ((0, 150_000_000 * NANO),), "output": ((0, 600_000_000 * NANO),)})
     assert sum(price.cost(Tokens(7, 3)) for _ in range(20_000)) == 20_000 * (7 * 150 + 3 * 600)
 
 

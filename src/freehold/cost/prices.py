@@ -24,9 +24,10 @@ if TYPE_CHECKING:
     from genai_prices.types import ModelInfo, ModelPrice
 
 NANOS = 1_000_000_000
-PICOS = 1_000_000_000_000
-PER = 1_000_000_000
-"""Rates are pico-dollars for a million tokens: some providers' prices have ten decimals. This many make nano-dollars."""
+RATE_SCALE = 10**18
+PER = 10**15
+"""Rates are integers too, of 10^-18 USD for a million tokens: the snapshot has prices with 17 decimals. PER of them make
+a nano-dollar a token."""
 
 Rate = tuple[tuple[int, int], ...]
 """(prompt tokens above which it holds, rate), rising; the first holds from 0. Above a step *all* tokens pay its rate, as
@@ -216,16 +217,16 @@ def _rate(value: Any) -> Rate | None:
     if value is None:
         return None
     if isinstance(value, Decimal):
-        return ((0, _picos(value)),)
-    return ((0, _picos(value.base)), *((tier.start, _picos(tier.price)) for tier in value.tiers))
+        return ((0, _scaled(value)),)
+    return ((0, _scaled(value.base)), *((tier.start, _scaled(tier.price)) for tier in value.tiers))
 
 
 def _nanos(usd: Decimal) -> int:
     return int((usd * NANOS).to_integral_value())
 
 
-def _picos(usd: Decimal) -> int:
-    return int((usd * PICOS).to_integral_value())
+def _scaled(usd: Decimal) -> int:
+    return int((usd * RATE_SCALE).to_integral_value())
 
 
 def _read(file: Path) -> tuple[_Own, ...]:
@@ -253,7 +254,7 @@ def _own(entry: Any, where: str, origin: str) -> _Own:
     hours = _hours(entry.pop("hours", None), where)
     request = _nanos(_usd(entry.pop("request", 0), where, "request"))
     tiers = entry.pop("tiers", [])
-    rates = {kind: ((0, _picos(_usd(entry.pop(kind), where, kind))),) for kind in KINDS if kind in entry}
+    rates = {kind: ((0, _scaled(_usd(entry.pop(kind), where, kind))),) for kind in KINDS if kind in entry}
     if entry:
         known = ", ".join(["provider", "model", *KINDS, "request", "hours", "tiers"])
         raise SettingError(f"{where}: unknown setting {next(iter(entry))}", hint=f"known: {known}")
@@ -274,7 +275,7 @@ def _tiered(rates: Mapping[str, Rate], tiers: Any, where: str) -> dict[str, Rate
                 continue
             if kind not in found:
                 raise SettingError(f"{where}: expected a tier to have `above` > 0 and prices that the table has too")
-            found[kind] = (*found[kind], (tier["above"], _picos(_usd(usd, where, kind))))
+            found[kind] = (*found[kind], (tier["above"], _scaled(_usd(usd, where, kind))))
     return found
 
 
