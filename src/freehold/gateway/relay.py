@@ -1,19 +1,21 @@
-"""Gets a request answered: tries the planned backends until one commits, then passes its events on.
+"""Gets a request answered: tries the planned backends until one commits, passes its events on, and mends what breaks.
 
 A backend is committed to at its first content, for a whole (not streamed) answer at its end: until then its failure is
-invisible to the client. Later ones are framed as a `Failed` event. Knows no HTTP, no dialect and no kind of backend.
+invisible to the client. After it, another backend goes on behind the last character (see `continuation.py`), and only
+when none can does the client see a `Failed` event. Knows no HTTP, no dialect and no kind of backend.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from freehold.errors import ContextLengthError, EngineError, FreeholdError, TemplateError, UpstreamError, UsageError
 from freehold.gateway.confidence import Draft
+from freehold.gateway.continuation import Count, Delivered
 from freehold.gateway.conversation import (
     Event,
     Failed,
@@ -31,6 +33,11 @@ log = logging.getLogger("freehold.gateway")
 
 Failures = list[tuple[Candidate, FreeholdError]]
 CONTENT = (TextDelta, ReasoningDelta, ToolCallDelta, Finished)
+MOST_CONTINUATIONS = 8
+"""Of one answer: whatever breaks more often will go on breaking."""
+
+RESTART_POLL_SECONDS = 0.02
+"""How often an engine that restarts is looked at while an answer waits for it; its first token takes longer."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,14 +52,30 @@ class Exchange:
     arrivals: tuple[float, ...]  # when the content before the commitment came, on the event loop's clock
     events: AsyncGenerator[Event, None]
     draft: Draft | None = None
+    continued: list[str] = field(
+        default_factory=list
+    )  # who took over after a break; complete when the events have ended
+
+
+@dataclass(slots=True)
+class _Run:
+    """One request on its way."""
+
+    request: Request
+    candidates: Sequence[Candidate]
+    deadline: float
+    failures: Failures = field(default_factory=list)
+    continued: list[str] = field(default_factory=list)
+    unfit: list[Candidate] = field(default_factory=list)  # can't continue this answer
+    broke: Candidate | None = None
 
 
 class Relay:
-    """Guards, failover and commitment.
+    """Guards, failover, commitment and continuation.
 
     Args:
-        router: plans, and is told who failed and who answered.
-        guards: limits in seconds; 0 = none.
+        router: plans, and its breaker is told who failed and who answered.
+        guards: limits in seconds; 0 = none. A backend with `guards` of its own is held to those.
         on_failover: called with the backend's name and the kind of failure each time a request moves on.
     """
 
@@ -62,6 +85,7 @@ class Relay:
         self._router = router
         self._guards = guards
         self._on_failover = on_failover
+        self.on_break: Callable[[], None] = lambda: None  # told after a failure that a breaker has noted
 
     async def open(self, request: Request) -> Exchange:
         """The exchange with the first backend that commits.
@@ -69,104 +93,293 @@ class Relay:
         Raises:
             FreeholdError: the request is wrong, or nobody could answer.
         """
-        deadline = _after(self._guards.total_seconds)
-        failures: Failures = []
-        candidates = self._router.plan(request)
-        for position, candidate in enumerate(candidates):
+        run = _Run(request, self._router.plan(request), _after(self._guards.total_seconds))
+        for position, candidate in enumerate(run.candidates):
+            last = position == len(run.candidates) - 1
+            attempt = _Attempt(self, run, candidate)
+            if not attempt.leave() and not last:
+                continue
             # With nobody left to move on to, impatience would only turn a slow answer into none.
-            last = position == len(candidates) - 1
-            patience = deadline if last else min(deadline, _after(self._guards.ttft_seconds))
-            stream = candidate.backend.stream(candidate.request)
+            patience = run.deadline if last else attempt.patience()
             try:
-                seen, arrivals = await self._until_commit(candidate, stream, patience, deadline)
+                seen, arrivals = await self._until_commit(attempt, patience)
             except FreeholdError as error:
-                await stream.aclose()
-                self._note(candidate, error, request, moving=not last)
-                failures.append((candidate, error))
+                await attempt.failed(error, moving=not last)
+                run.failures.append((candidate, error))
                 if _final(error):
                     break
             except BaseException:
-                await stream.aclose()
+                await attempt.left()
                 raise
             else:
-                return self._exchange(candidate, failures, arrivals, self._rest(candidate, seen, stream, deadline))
-        raise _verdict(failures)
+                return self._exchange(run, candidate, arrivals, self._rest(run, attempt, seen))
+        raise _verdict(run.failures)
 
-    async def _until_commit(
-        self, candidate: Candidate, stream: AsyncGenerator[Event, None], patience: float, deadline: float
-    ) -> tuple[list[Event], list[float]]:
+    async def _until_commit(self, attempt: _Attempt, patience: float) -> tuple[list[Event], list[float]]:
         """Events up to the first content, or all of them when the answer is not streamed; and when content came."""
         seen: list[Event] = []
         arrivals: list[float] = []
         limit = patience
-        while (event := await self._next(candidate, stream, limit)) is not None:
+        while (event := await attempt.next(limit)) is not None:
             seen.append(event)
             if isinstance(event, CONTENT):
                 arrivals.append(asyncio.get_running_loop().time())
-                if candidate.request.stream:
+                if attempt.candidate.request.stream:
                     return seen, arrivals
-                limit = self._idle(deadline)
+                limit = attempt.idle()
         if not any(isinstance(event, Finished) for event in seen):
-            raise UpstreamError(f"{candidate.backend.name}: the answer was empty", kind="transport")
+            raise UpstreamError(f"{attempt.name}: the answer was empty", kind="transport")
         return seen, arrivals
 
-    async def _next(self, candidate: Candidate, stream: AsyncGenerator[Event, None], limit: float) -> Event | None:
-        """The next event, None at the end; a backend's silence or bug becomes a FreeholdError."""
-        name = candidate.backend.name
+    def _exchange(
+        self, run: _Run, candidate: Candidate, arrivals: list[float], events: AsyncGenerator[Event, None]
+    ) -> Exchange:
+        reason = f"{candidate.reason} after {describe(run.failures)}" if run.failures else candidate.reason
+        return Exchange(
+            candidate.request, candidate.backend.name, candidate.request.model, reason, candidate.dropped,
+            tuple(arrivals), events, candidate.draft, run.continued,
+        )  # fmt: skip
+
+    async def _rest(self, run: _Run, attempt: _Attempt, seen: list[Event]) -> AsyncGenerator[Event, None]:
+        """What was seen before the commitment, then everything else, by whoever can say it."""
+        could_move = len(run.candidates) > 1 or _continues(attempt.candidate)
+        given = Delivered(run.request, holds_calls=could_move)
         try:
+            for event in seen:
+                for shown in given.take(event):
+                    yield shown
+            while (following := await attempt.next(attempt.idle())) is not None:
+                for shown in given.take(following):
+                    yield shown
+        except FreeholdError as error:
+            await attempt.failed(error, moving=False, late=True)
+            async with aclosing(self._continued(run, attempt.candidate, given, error)) as mended:
+                async for event in mended:
+                    yield event
+        else:
+            attempt.succeeded()
+        finally:
+            await attempt.left()
+
+    async def _continued(
+        self, run: _Run, broken: Candidate, given: Delivered, error: FreeholdError
+    ) -> AsyncGenerator[Event, None]:
+        """The rest of an answer whose backend broke; ends in `Failed` when nobody can say it."""
+        run.broke = broken
+        given.breaks(_counter(run.candidates))
+        attempts = 0
+        while given.open:
+            index = given.open[0]
+            attempts += 1
+            found = None if _final(error) or attempts > MOST_CONTINUATIONS else await self._heir(run, given, index)
+            if found is None:
+                yield Failed(error)
+                return
+            try:
+                async with aclosing(self._one_choice(run, found, given, index)) as events:
+                    async for event in events:
+                        yield event
+            except FreeholdError as again:
+                error, run.broke = again, found
+                given.breaks(_counter(run.candidates))
+        for event in given.end():
+            yield event
+
+    async def _one_choice(
+        self, run: _Run, heir: Candidate, given: Delivered, index: int
+    ) -> AsyncGenerator[Event, None]:
+        """The rest of one choice by one backend; raises what it raised."""
+        rest, splice = given.remainder(index, heir.request), given.splice(index)
+        if splice.over():  # the stop string was there already, and its provider did not stop
+            for shown in given.take(splice.stop):
+                yield shown
+            return
+        if rest is None or rest.max_tokens == 0:
+            for shown in given.take(Finished("length", index)):
+                yield shown
+            return
+        attempt = _Attempt(self, run, heir, rest)
+        attempt.leave()
+        count = _counter([heir])
+        try:
+            limit = attempt.patience()
+            while not splice.over() or splice.usage is None:
+                event = await attempt.next(limit)
+                if event is None:
+                    break
+                if isinstance(event, CONTENT) and heir.backend.name not in run.continued[-1:]:
+                    run.continued.append(heir.backend.name)
+                for piece in splice.take(event):
+                    for shown in given.take(piece):
+                        yield shown
+                if splice.stopped:
+                    break
+                limit = attempt.idle() if isinstance(event, CONTENT) else limit
+            if not splice.over():
+                raise UpstreamError(f"{attempt.name}: the answer was empty", kind="transport")
+        except FreeholdError as error:
+            if not splice.over():
+                await attempt.failed(error, moving=True)
+                raise
+            log.warning("request %s: %s broke after its end: %s", run.request.id, attempt.name, error.message)
+        finally:
+            given.reported(index, splice.usage, count(rest.continue_from) if count else 0)
+            await attempt.left()
+        attempt.succeeded()
+
+    async def _heir(self, run: _Run, given: Delivered, index: int) -> Candidate | None:
+        """Who goes on with a choice: those that can at once in the order of the line, then an engine that restarts."""
+        able = [candidate for candidate in run.candidates if self._fits(run, candidate, given, index)]
+        for candidate in able:
+            if candidate.backend.state == "ready" and candidate is not run.broke:
+                return candidate
+        for candidate in able:
+            if _continues(candidate) and await self._comes_back(candidate, min(run.deadline, self._idle())):
+                return candidate
+        return None
+
+    def _fits(self, run: _Run, candidate: Candidate, given: Delivered, index: int) -> bool:
+        if candidate in run.unfit or not (_continues(candidate) or given.blank(index)):
+            return False
+        verdict = self._router.breaker.allows(candidate.backend.name)
+        rest = given.remainder(index, candidate.request)
+        try:
+            if rest is not None:
+                candidate.backend.check(rest)
+        except CapabilityError:
+            rest = None
+        if rest is None:
+            run.unfit.append(candidate)
+        return rest is not None and (verdict.allowed or (candidate is run.broke and not verdict.final))
+
+    async def _comes_back(self, candidate: Candidate, limit: float) -> bool:
+        """Waits for an engine that is being restarted."""
+        while candidate.backend.state in ("starting", "restarting"):
+            if asyncio.get_running_loop().time() >= limit:
+                return False
+            await asyncio.sleep(RESTART_POLL_SECONDS)
+        return candidate.backend.state == "ready"
+
+    def _idle(self) -> float:
+        return _after(self._guards.idle_seconds)
+
+    def guards_of(self, candidate: Candidate) -> GuardSettings:
+        """The limits that hold for a backend."""
+        own = getattr(candidate.backend, "guards", None)
+        return own if isinstance(own, GuardSettings) else self._guards
+
+    def note(self, run: _Run, candidate: Candidate, error: FreeholdError, *, moving: bool) -> None:
+        """Logs and counts a failure."""
+        name, kind = candidate.backend.name, kind_of(error)
+        log.warning("request %s: %s failed (%s): %s", run.request.id, name, kind, error.message)
+        if moving:
+            self._on_failover(name, kind)
+
+
+class _Attempt:
+    """One backend's try at a request: its stream under its guards, and what the breaker is told of it."""
+
+    def __init__(self, relay: Relay, run: _Run, candidate: Candidate, request: Request | None = None) -> None:
+        self.candidate = candidate
+        self.name = candidate.backend.name
+        self._relay = relay
+        self._run = run
+        self._guards = relay.guards_of(candidate)
+        self._breaker = relay._router.breaker
+        core = relay._router.core
+        self._watched = core is None or self.name != core.name  # the engine's own state says whether it can answer
+        self._request = request or candidate.request
+        self._stream: AsyncGenerator[Event, None] | None = None
+        self._deadline = min(run.deadline, _after(self._guards.total_seconds))
+        self._trial = False
+        self._heard = False
+        self._began = 0.0
+
+    def leave(self) -> bool:
+        """Whether the breaker lets it be asked now; a half-open one lets one through at a time."""
+        if not self._watched:
+            return True
+        verdict = self._breaker.allows(self.name)
+        leave = self._breaker.probe(self.name)
+        self._trial = leave and verdict.trial
+        return leave
+
+    def patience(self) -> float:
+        """When the first token must be there."""
+        return min(self._deadline, _after(self._guards.ttft_seconds))
+
+    def idle(self) -> float:
+        """When the next event must be there."""
+        return min(self._deadline, _after(self._guards.idle_seconds))
+
+    async def next(self, limit: float) -> Event | None:
+        """The next event, None at the end; a backend's silence or bug becomes a FreeholdError."""
+        limit = min(limit, self._deadline)
+        self._began = asyncio.get_running_loop().time()
+        try:
+            if self._stream is None:
+                self._stream = self.candidate.backend.stream(self._request)
             async with asyncio.timeout_at(limit):
-                return await anext(stream, None)
+                event = await anext(self._stream, None)
         except TimeoutError:
-            raise UpstreamError(f"{name}: fell silent for longer than its guard allows", kind="transport") from None
+            raise UpstreamError(
+                f"{self.name}: fell silent for longer than its guard allows", kind="transport"
+            ) from None
         except FreeholdError:
             raise
         except Exception:
-            log.exception("backend %s failed in a way it should not", name)
-            raise EngineError(f"{name}: internal error") from None
+            log.exception("backend %s failed in a way it should not", self.name)
+            raise EngineError(f"{self.name}: internal error") from None
+        if self._trial and not self._heard and isinstance(event, CONTENT):
+            self._heard = True
+            self._breaker.heard(self.name)
+        return event
 
-    def _exchange(
-        self,
-        candidate: Candidate,
-        failures: Failures,
-        arrivals: list[float],
-        events: AsyncGenerator[Event, None],
-    ) -> Exchange:
-        reason = f"{candidate.reason} after {describe(failures)}" if failures else candidate.reason
-        name, model = candidate.backend.name, candidate.request.model
-        return Exchange(
-            candidate.request, name, model, reason, candidate.dropped, tuple(arrivals), events, candidate.draft
-        )
+    async def failed(self, error: FreeholdError, *, moving: bool, late: bool = False) -> None:
+        """Notes a failure and hangs up."""
+        self._relay.note(self._run, self.candidate, error, moving=moving)
+        if self._watched:
+            wait = getattr(error, "retry_after", None)
+            self._breaker.failed(self.name, kind_of(error), wait, trial=self._trial, late=late)
+            self._trial = False
+            self._relay.on_break()
+        await self._hang_up()
 
-    async def _rest(
-        self, candidate: Candidate, seen: list[Event], stream: AsyncGenerator[Event, None], deadline: float
-    ) -> AsyncGenerator[Event, None]:
-        """What was seen before the commitment, then everything else."""
-        async with aclosing(stream):
-            for event in seen:
-                yield event
-            try:
-                while (following := await self._next(candidate, stream, self._idle(deadline))) is not None:
-                    yield following
-            except FreeholdError as error:
-                self._note(candidate, error, candidate.request, moving=False)
-                yield Failed(error)
-            else:
-                self._router.succeeded(candidate.backend)
+    def succeeded(self) -> None:
+        """Notes a complete answer."""
+        self._trial = False
+        if self._watched:
+            self._breaker.succeeded(self.name)
 
-    def _idle(self, deadline: float) -> float:
-        return min(deadline, _after(self._guards.idle_seconds))
+    async def left(self) -> None:
+        """Hangs up; whatever leave it had is given back."""
+        if self._trial:
+            self._breaker.abandoned(self.name)
+            self._trial = False
+        await self._hang_up()
 
-    def _note(self, candidate: Candidate, error: FreeholdError, request: Request, *, moving: bool) -> None:
-        name, kind = candidate.backend.name, kind_of(error)
-        self._router.failed(candidate.backend, error)
-        log.warning("request %s: %s failed (%s): %s", request.id, name, kind, error.message)
-        if moving:
-            self._on_failover(name, kind)
+    async def _hang_up(self) -> None:
+        if self._stream is not None:
+            await self._stream.aclose()
 
 
 def _after(seconds: float) -> float:
     """A point on the event loop's clock; never, for 0."""
     return asyncio.get_running_loop().time() + seconds if seconds else float("inf")
+
+
+def _continues(candidate: Candidate) -> bool:
+    """Whether a backend can go on from exact text."""
+    return bool(getattr(candidate.backend, "continues", False))
+
+
+def _counter(candidates: Sequence[Candidate]) -> Count | None:
+    """Who can count tokens, if somebody can."""
+    for candidate in candidates:
+        count: Count | None = getattr(candidate.backend, "tokens_of", None)
+        if count is not None:
+            return count
+    return None
 
 
 def _final(error: FreeholdError) -> bool:
