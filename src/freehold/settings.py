@@ -23,8 +23,15 @@ from freehold.errors import SettingError
 PREFIX = "FREEHOLD_"
 
 
-def _setting(default: Any, text: str, *, choices: tuple[str, ...] | None = None, minimum: float | None = None) -> Any:
-    metadata = {"help": text, "choices": choices, "minimum": minimum}
+def _setting(
+    default: Any,
+    text: str,
+    *,
+    choices: tuple[str, ...] | None = None,
+    minimum: float | None = None,
+    maximum: float | None = None,
+) -> Any:
+    metadata = {"help": text, "choices": choices, "minimum": minimum, "maximum": maximum}
     if isinstance(default, (list, dict)):
         raise TypeError("defaults are immutable")
     return field(default=default, metadata=metadata)
@@ -56,9 +63,9 @@ class ServerSettings:
     """The HTTP server."""
 
     host: str = _setting("127.0.0.1", "Address to listen on.")
-    port: int = _setting(7411, "Port to listen on; 0 picks a free one.", minimum=0)
+    port: int = _setting(7411, "Port to listen on; 0 picks a free one.", minimum=0, maximum=65535)
     api_key: str = _setting("", "Key that clients must send; empty = none asked (loopback only).")
-    max_body_mb: float = _setting(8.0, "Largest request body in MiB.", minimum=0)
+    max_body_mb: float = _setting(8.0, "Largest request body in MiB.", minimum=0.001)
     client_seconds: float = _setting(
         30.0, "Longest wait for a client's headers, and for its body; 0 = for ever.", minimum=0
     )
@@ -409,4 +416,7 @@ def _convert(raw: Any, wanted: Any, metadata: Mapping[str, Any], name: str, orig
         raise SettingError(f"{problem} one of {', '.join(choices)}, found {shown}")
     if minimum is not None and not value >= minimum:
         raise SettingError(f"{problem} at least {minimum:g}, found {shown}")
+    maximum = metadata.get("maximum")
+    if maximum is not None and not value <= maximum:
+        raise SettingError(f"{problem} at most {maximum:g}, found {shown}")
     return value

@@ -196,6 +196,24 @@ def test_an_unknown_family_is_compressed_with_a_warning(tmp_path: Path) -> None:
     assert any("unknown model family 'newcomer'" in warning for warning in report.warnings)
 
 
+def test_a_link_out_of_the_checkpoint_is_not_followed_but_one_into_the_hubs_blobs_is(tmp_path: Path) -> None:
+    secret = tmp_path / "private-key"
+    secret.write_text("not yours")
+    source = write_checkpoint(tmp_path / "source", tiny_tensors())
+    (source / "LICENSE").symlink_to(secret)
+    with pytest.raises(FormatError, match="outside the checkpoint"):
+        compress(source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    blobs = tmp_path / "models--org--name" / "blobs"
+    blobs.mkdir(parents=True)
+    (blobs.parent / "snapshots").mkdir()
+    snapshot = write_checkpoint(blobs.parent / "snapshots" / "abc", tiny_tensors())
+    (blobs / "1234").write_text("Licence of the model")
+    (snapshot / "LICENSE").symlink_to("../../blobs/1234")
+    compress(snapshot, tmp_path / "out")
+    assert (tmp_path / "out" / "LICENSE").read_text() == "Licence of the model"
+
+
 def test_a_missing_tokenizer_is_a_warning(tmp_path: Path) -> None:
     source = write_checkpoint(tmp_path / "source")
     (source / "tokenizer.json").unlink()

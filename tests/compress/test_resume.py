@@ -213,3 +213,20 @@ def test_a_file_in_the_way_of_the_destination_gives_one_clear_error(source: Path
     (tmp_path / "file").write_text("")
     with pytest.raises(FreeholdError, match="can't write"):
         compress(source, tmp_path / "file" / "out")
+
+
+def test_a_destination_that_appears_meanwhile_costs_no_finished_work(source: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def progress(done: int, total: int | None, what: str) -> None:
+        if what == "compressing" and done == total:
+            out.mkdir(exist_ok=True)
+            (out / "somebody-elses").write_text("here first")
+
+    with pytest.raises(UsageError, match="exists already"):
+        compress(source, out, progress=progress)
+    kept = tmp_path / "out.partial" / JOURNAL
+    assert len(kept.read_bytes().splitlines()) > 1
+    (out / "somebody-elses").unlink()
+    compress(source, out)
+    assert (out / "model.safetensors").is_file() and not kept.exists()

@@ -94,6 +94,22 @@ def test_facts_come_from_the_other_process(model: Path) -> None:
     run(test)
 
 
+def test_a_signal_to_the_whole_group_leaves_the_engine_to_its_owner(model: Path) -> None:
+    async def test() -> None:
+        async with started(model) as process:
+            assert process.facts is not None
+            stream = process.generate(tiny.request("r", [1], max_tokens=LONG))
+            assert (await anext(stream)).token is not None
+            for name in (signal.SIGTERM, signal.SIGINT):
+                os.kill(process.facts.pid, name)
+            for _ in range(20):
+                assert (await anext(stream)).token is not None
+            await stream.aclose()
+            assert process.state == "ready" and process.stats.restarts == 0
+
+    run(test)
+
+
 def test_kill_9_raises_at_once_in_every_iterator_and_the_engine_comes_back(
     model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -165,9 +165,17 @@ def _copy(source: Path, out: Destination) -> None:
     for path in sorted(source.iterdir()):
         if not path.is_file() or (path.name not in _COPIED and not _LEGAL.match(path.name)):
             continue
+        if not _belongs(path, source):
+            raise FormatError(f"{path} is a link to a file outside the checkpoint", hint="put the file itself there")
         if path.stat().st_size > MAX_COPY_BYTES:
             raise FormatError(f"expected {path} below {MAX_COPY_BYTES:,} bytes, found {path.stat().st_size:,}")
         out.write_file(path.name, path.read_bytes())
+
+
+def _belongs(path: Path, source: Path) -> bool:
+    """Whether a link stays in the checkpoint: in its directory, or with the blobs of its repository in the hub's cache."""
+    home, target = source.resolve(), path.resolve()
+    return target.is_relative_to(home) or target.is_relative_to(home.parent.parent / "blobs")
 
 
 def _save_tokenizer(source: Path, out: Destination) -> list[str]:

@@ -68,9 +68,12 @@ class Destination:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        # What the user must fix in the source or the command can't be taken up again; anything else (Ctrl-C, a full
-        # disk) can, and keeps what is done.
-        if kind is not None and issubclass(kind, (FormatError, UnsupportedError, UsageError)):
+        # What the user must fix in the source or the command can't be taken up again; anything else can, and keeps what
+        # is done: Ctrl-C, a full disk, an OUT that somebody made meanwhile.
+        hopeless = (
+            (FormatError, UnsupportedError) if self._journal != _CLOSED else (FormatError, UnsupportedError, UsageError)
+        )
+        if kind is not None and issubclass(kind, hopeless):
             shutil.rmtree(self.partial, ignore_errors=True)
         for handle in [*self._files.values(), self._journal, self._lock]:
             if handle != _CLOSED:

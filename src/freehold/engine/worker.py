@@ -142,8 +142,9 @@ def main(arguments: list[str]) -> int:
     descriptor, parent = int(arguments[0]), int(arguments[1])
     if sys.platform == "linux":
         die_with_parent(parent)
-    # a terminal's Ctrl-C reaches the whole process group; the owner decides when the engine stops
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Signals to the whole group (Ctrl-C, a supervisor's SIGTERM) are the owner's business: it lets answers end, then us.
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, signal.SIG_IGN)
     faulthandler.enable()  # a crash in native code leaves its Python stack in the log
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     with socket.socket(fileno=descriptor) as owner:
