@@ -281,10 +281,9 @@ void Executor::attend(const Instruction& op) {
 }
 
 void Executor::attend_block(const Instruction& op, const Block& block, int head, int first, int count) {
-  constexpr int kMost = 64;
-  const float* q[kMost];
-  float* out[kMost];
-  int32_t positions[kMost];
+  const float* q[kMaxQueries];
+  float* out[kMaxQueries];
+  int32_t positions[kMaxQueries];
   AttentionTask task = {op.layer, head, 0, q, out, positions, nullptr, op.scale};
   task.pages = step_.tables + static_cast<size_t>(step_.sequences[block.begin]) * step_.table_columns;
   const int group = op.heads / op.kv_heads;
@@ -294,7 +293,7 @@ void Executor::attend_block(const Instruction& op, const Block& block, int head,
       q[task.queries] = row(op.in, r) + column;
       out[task.queries] = row(op.out, r) + column;
       positions[task.queries++] = step_.positions[r];
-      if (task.queries == kMost) {
+      if (task.queries == kMaxQueries) {
         tier_.attention(kv_, task);
         task.queries = 0;
       }

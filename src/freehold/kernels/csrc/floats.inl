@@ -188,63 +188,99 @@ void page_values(const T* values, int dim, int d, int seen, float (*p)[freehold:
     for (int b = 0; b < B; ++b) store(states[i].out + d + b * W, acc[i][b]);
 }
 
-// N queries from `first` on. Each query is computed as if it were alone.
+// One page of the cache: keys [dim, 64], values [64, dim], and int8's scales.
+template <class T>
+struct Page {
+  const T* keys;
+  const T* values;
+  const float* key_scales;
+  const float* value_scales;
+};
+
+template <class T>
+Page<T> page_of(const freehold::KVCache& kv, const freehold::AttentionTask& task, int page) {
+  const size_t block = kv.block(task.layer, task.pages[page], task.head);
+  const size_t scales = kv.scale_block(task.layer, task.pages[page], task.head);
+  return {reinterpret_cast<const T*>(kv.keys) + block, reinterpret_cast<const T*>(kv.values) + block,
+          kv.key_scales ? kv.key_scales + scales : nullptr, kv.value_scales ? kv.value_scales + scales : nullptr};
+}
+
+inline void begin(Softmax& state, int dim) {
+  state.maximum = -3.0e38f;
+  state.sum = 0;
+  memset(state.out, 0, dim * sizeof(float));
+}
+
+// N queries from `first` on meet page number `number`. Each is computed as if it were alone.
 template <class T, int N>
-void attend(const freehold::KVCache& kv, const freehold::AttentionTask& task, int first) {
-  Softmax states[N];
-  const float* const* q = task.q + first;
-  const int32_t* positions = task.positions + first;
-  int last = 0;
-  for (int i = 0; i < N; ++i) {
-    states[i].maximum = -3.0e38f;
-    states[i].sum = 0;
-    memset(states[i].out, 0, kv.dim * sizeof(float));
-    last = positions[i] > last ? positions[i] : last;
-  }
+void attend_page(const Page<T>& page, int number, int dim, const freehold::AttentionTask& task, int first, Softmax* states) {
   alignas(64) float scores[N][freehold::kPage];
-  for (int page = 0; page * freehold::kPage <= last; ++page) {
-    const size_t block = kv.block(task.layer, task.pages[page], task.head);
-    const size_t scale_block = kv.scale_block(task.layer, task.pages[page], task.head);
-    const float* key_scales = kv.key_scales ? kv.key_scales + scale_block : nullptr;
-    const float* value_scales = kv.value_scales ? kv.value_scales + scale_block : nullptr;
-    page_scores<T, N>(reinterpret_cast<const T*>(kv.keys) + block, kv.dim, q, scores);
-    int most = 0;
-    for (int i = 0; i < N; ++i) {
-      int seen = positions[i] + 1 - page * freehold::kPage;
-      if (seen > freehold::kPage) seen = freehold::kPage;
-      most = seen > most ? seen : most;
-      if (seen > 0)
-        page_softmax(scores[i], key_scales, value_scales, task.scale, seen, kv.dim, states[i]);
-      else
-        memset(scores[i], 0, sizeof scores[i]);
-    }
-    const T* values = reinterpret_cast<const T*>(kv.values) + block;
-    int d = 0;
-    for (; d + kBlock * W <= kv.dim; d += kBlock * W) page_values<T, N, kBlock>(values, kv.dim, d, most, scores, states);
-    for (; d < kv.dim; d += W) page_values<T, N, 1>(values, kv.dim, d, most, scores, states);
+  page_scores<T, N>(page.keys, dim, task.q + first, scores);
+  int most = 0;
+  for (int i = 0; i < N; ++i) {
+    int seen = task.positions[first + i] + 1 - number * freehold::kPage;
+    if (seen > freehold::kPage) seen = freehold::kPage;
+    most = seen > most ? seen : most;
+    if (seen > 0)
+      page_softmax(scores[i], page.key_scales, page.value_scales, task.scale, seen, dim, states[i]);
+    else
+      memset(scores[i], 0, sizeof scores[i]);
   }
-  for (int i = 0; i < N; ++i)
-    for (int d = 0; d < kv.dim; d += W) store(task.out[first + i] + d, load(states[i].out + d) / states[i].sum);
+  int d = 0;
+  for (; d + kBlock * W <= dim; d += kBlock * W) page_values<T, N, kBlock>(page.values, dim, d, most, scores, states);
+  for (; d < dim; d += W) page_values<T, N, 1>(page.values, dim, d, most, scores, states);
 }
 
 template <class T>
-void attend_all(const freehold::KVCache& kv, const freehold::AttentionTask& task) {
-  int first = 0;
-  for (; first + kQueries <= task.queries; first += kQueries) attend<T, kQueries>(kv, task, first);
-  switch (task.queries - first) {
-    case 3: return attend<T, 3>(kv, task, first);
-    case 2: return attend<T, 2>(kv, task, first);
-    case 1: return attend<T, 1>(kv, task, first);
+void attend_page(const Page<T>& page, int number, int dim, const freehold::AttentionTask& task, Softmax* states) {
+  for (int first = 0; first < task.queries; first += kQueries) {
+    const int left = task.queries - first;
+    const int last = task.positions[(left < kQueries ? task.queries : first + kQueries) - 1];  // rows come in order of position
+    if (last < number * freehold::kPage) continue;
+    switch (left) {
+      case 1: attend_page<T, 1>(page, number, dim, task, first, states + first); break;
+      case 2: attend_page<T, 2>(page, number, dim, task, first, states + first); break;
+      case 3: attend_page<T, 3>(page, number, dim, task, first, states + first); break;
+      default: attend_page<T, kQueries>(page, number, dim, task, first, states + first);
+    }
   }
+}
+
+// Many queries: each page becomes float32 once, for all of them. The conversion is exact, so nothing else changes.
+template <class T>
+Page<float> widened(const Page<T>& page, int dim, float* keys, float* values) {
+  for (int i = 0; i < dim * freehold::kPage; i += W) {
+    store(keys + i, kv_load(page.keys + i));
+    store(values + i, kv_load(page.values + i));
+  }
+  return {keys, values, page.key_scales, page.value_scales};
+}
+
+constexpr int kWidenFrom = 3 * kQueries;  // queries
+
+template <class T>
+void attend(const freehold::KVCache& kv, const freehold::AttentionTask& task) {
+  Softmax states[freehold::kMaxQueries];
+  alignas(64) float keys[freehold::kPage * freehold::kMaxHeadDim], values[freehold::kPage * freehold::kMaxHeadDim];
+  for (int i = 0; i < task.queries; ++i) begin(states[i], kv.dim);
+  for (int number = 0; number * freehold::kPage <= task.positions[task.queries - 1]; ++number) {
+    const Page<T> page = page_of<T>(kv, task, number);
+    if (task.queries >= kWidenFrom)
+      attend_page<float>(widened(page, kv.dim, keys, values), number, kv.dim, task, states);
+    else
+      attend_page<T>(page, number, kv.dim, task, states);
+  }
+  for (int i = 0; i < task.queries; ++i)
+    for (int d = 0; d < kv.dim; d += W) store(task.out[i] + d, load(states[i].out + d) / states[i].sum);
 }
 
 void attention(const freehold::KVCache& kv, const freehold::AttentionTask& task) {
   if (kv.type == freehold::KVType::int8)
-    attend_all<int8_t>(kv, task);
+    attend<int8_t>(kv, task);
   else if (kv.type == freehold::KVType::f16)
-    attend_all<uint16_t>(kv, task);
+    attend<uint16_t>(kv, task);
   else
-    attend_all<float>(kv, task);
+    attend<float>(kv, task);
 }
 
 }  // namespace

@@ -71,13 +71,15 @@ struct KVCache {
   }
 };
 
-// Queries of one sequence against one KV head. Query i: q + offsets[i], at position positions[i].
+constexpr int kMaxQueries = 64;
+
+// Queries of one sequence against one KV head.
 struct AttentionTask {
   int layer, head;         // KV head
-  int queries;
+  int queries;             // 1 .. kMaxQueries
   const float* const* q;   // [queries] pointers to `dim` floats
   float* const* out;       // [queries] pointers to `dim` floats
-  const int32_t* positions;
+  const int32_t* positions;  // [queries], never decreasing
   const int32_t* pages;    // page numbers of the sequence
   float scale;
 };
