@@ -47,12 +47,17 @@ class Metrics:
         self.request_success = counter("request_success", "Choices finished.", [*by, "finished_reason"])
         self.request_failure = counter("request_failure", "Requests that failed or were left.", [*by, "reason"])
         self.failovers = counter("failovers", "Requests that moved on from a backend.", [*by, "reason"])
+        self.alerts = counter("alerts", "Backends quarantined and restored.", [*by, "event"])
         if stats is not None:
             self.registry.register(_EngineCollector(stats))
 
     def failover(self, backend: str, reason: str) -> None:
         """A request moved on."""
         self.failovers.labels(backend, reason).inc()
+
+    def alert(self, backend: str, event: str) -> None:
+        """A backend was quarantined, or is back."""
+        self.alerts.labels(backend, event).inc()
 
     def text(self) -> bytes:
         """The exposition, as Prometheus reads it."""

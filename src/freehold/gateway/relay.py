@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -77,15 +78,20 @@ class Relay:
         router: plans, and its breaker is told who failed and who answered.
         guards: limits in seconds; 0 = none. A backend with `guards` of its own is held to those.
         on_failover: called with the backend's name and the kind of failure each time a request moves on.
+        on_break: called after each failure that a breaker has noted.
     """
 
     def __init__(
-        self, router: Router, guards: GuardSettings, on_failover: Callable[[str, str], None] = lambda name, kind: None
+        self,
+        router: Router,
+        guards: GuardSettings,
+        on_failover: Callable[[str, str], None] = lambda name, kind: None,
+        on_break: Callable[[], None] = lambda: None,
     ) -> None:
         self._router = router
         self._guards = guards
         self._on_failover = on_failover
-        self.on_break: Callable[[], None] = lambda: None  # told after a failure that a breaker has noted
+        self._on_break = on_break
 
     async def open(self, request: Request) -> Exchange:
         """The exchange with the first backend that commits.
@@ -268,6 +274,10 @@ class Relay:
         own = getattr(candidate.backend, "guards", None)
         return own if isinstance(own, GuardSettings) else self._guards
 
+    def broke(self) -> None:
+        """Tells that a breaker has noted a failure."""
+        self._on_break()
+
     def note(self, run: _Run, candidate: Candidate, error: FreeholdError, *, moving: bool) -> None:
         """Logs and counts a failure."""
         name, kind = candidate.backend.name, kind_of(error)
@@ -342,14 +352,17 @@ class _Attempt:
             wait = getattr(error, "retry_after", None)
             self._breaker.failed(self.name, kind_of(error), wait, trial=self._trial, late=late)
             self._trial = False
-            self._relay.on_break()
+            self._relay.broke()
         await self._hang_up()
 
     def succeeded(self) -> None:
-        """Notes a complete answer."""
+        """Notes a complete answer, and whether the provider says that it was the last for now."""
         self._trial = False
         if self._watched:
             self._breaker.succeeded(self.name)
+            limited = getattr(self.candidate.backend, "limited_until", lambda: None)()
+            if limited is not None:
+                self._breaker.rest(self.name, limited - time.monotonic())
 
     async def left(self) -> None:
         """Hangs up; whatever leave it had is given back."""

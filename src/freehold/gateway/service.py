@@ -32,9 +32,11 @@ from freehold.gateway.conversation import (
 from freehold.gateway.failures import kind_of
 from freehold.gateway.metrics import Metrics
 from freehold.gateway.policy import Policy
+from freehold.gateway.quarantine import QuarantineStore, state_directory
 from freehold.gateway.relay import Exchange, Relay
 from freehold.gateway.router import Router
-from freehold.settings import EngineSettings, GuardSettings, Settings, UpstreamSettings
+from freehold.gateway.watch import Watch
+from freehold.settings import AlertSettings, BreakerSettings, EngineSettings, GuardSettings, Settings, UpstreamSettings
 
 
 @dataclass(slots=True)
@@ -76,6 +78,9 @@ class Gateway:
         guards: time limits.
         policy: routes.
         upstreams: what is declared of the standbys.
+        breaker: when a failing standby is left alone.
+        alerts: who is told of quarantines.
+        store: keeps quarantines across restarts; None = they end with the process.
     """
 
     def __init__(
@@ -86,12 +91,20 @@ class Gateway:
         clock: Callable[[], float] = time.monotonic,
         policy: Policy | None = None,
         upstreams: Sequence[UpstreamSettings] = (),
+        breaker: BreakerSettings | None = None,
+        alerts: AlertSettings | None = None,
+        store: QuarantineStore | None = None,
     ) -> None:
         self.core = core
         load = None if core is None else lambda: core.engine.stats
-        self.router = Router(core, standbys, clock=clock, policy=policy, upstreams=upstreams, load=load)
-        self.metrics = Metrics(None if core is None else lambda: core.engine.stats)
-        self.relay = Relay(self.router, guards or GuardSettings(), self.metrics.failover)
+        self.metrics = Metrics(load)
+        self.watch = Watch(
+            breaker, alerts, store, count=self.metrics.alert, backends=lambda: self.router.standbys, clock=clock
+        )
+        self.router = Router(
+            core, standbys, clock=clock, policy=policy, upstreams=upstreams, load=load, breaker=self.watch.breaker
+        )
+        self.relay = Relay(self.router, guards or GuardSettings(), self.metrics.failover, self.watch.pings.wake)
         self.created = int(time.time())
 
     @classmethod
@@ -111,6 +124,9 @@ class Gateway:
             settings.guards,
             policy=Policy.of(settings),
             upstreams=settings.upstreams,
+            breaker=settings.breaker,
+            alerts=settings.alerts,
+            store=QuarantineStore(state_directory(settings.breaker.state_dir)),
         )
 
     async def start(self) -> None:
@@ -120,6 +136,7 @@ class Gateway:
 
     async def close(self) -> None:
         """Stops every backend."""
+        await self.watch.close()
         for backend in self.router.backends:
             await backend.close()
 

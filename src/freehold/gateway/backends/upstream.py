@@ -36,6 +36,8 @@ MAX_ERROR_BODY = 64 << 10
 MAX_MESSAGE = 500  # characters of a provider's words that are passed on
 MAX_ANSWER = 64 << 20
 """Bytes of one choice's stream: a chunk of some 300 bytes for each of 200,000 tokens. Logprobs take four times as much."""
+REFUSALS = frozenset({401, 402, 403, 408, 429})
+"""Statuses to a ping that a request would get too; others (404: no list of models here) are a sign of life."""
 DRAIN_SECONDS = 0.1  # the end of a response travels with its last event; a new connection costs about as much
 CONNECTIONS = httpx2.Limits(max_connections=512, max_keepalive_connections=64, keepalive_expiry=30)
 
@@ -99,8 +101,6 @@ class UpstreamBackend:
         """Needs a model to ask for; what the model can do, the provider says."""
         if not request.model:
             raise CapabilityError(f"The upstream '{self.name}' has no model configured.", param="model")
-        if request.continue_from:
-            raise CapabilityError(f"The upstream '{self.name}' can't go on behind another's text.")
         self.wire.check(request)
 
     async def stream(self, request: Request) -> AsyncGenerator[Event, None]:
@@ -129,6 +129,21 @@ class UpstreamBackend:
             async with aclosing(self._events(response, request)) as events:
                 async for event in events:
                     yield event
+
+    async def ping(self) -> None:
+        """A sign of life, for no tokens: asks for the list of models.
+
+        Raises:
+            ProviderError: there is none, or only a refusal that a request would get too.
+        """
+        state = next(iter(self.keys.order()))
+        headers = self.wire.headers(state.key.reveal()) | {"accept": "application/json"}
+        try:
+            async with self.client.stream("GET", self._base + "/models", headers=headers) as response:
+                if response.status_code >= 500 or response.status_code in REFUSALS:
+                    raise self.error(f"status {response.status_code} to a ping", status=response.status_code)
+        except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
+            raise self.error(f"{type(error).__name__}: {error}") from None
 
     @asynccontextmanager
     async def opened(self, state: KeyState, path: str, body: bytes) -> AsyncGenerator[httpx2.Response, None]:
