@@ -112,7 +112,7 @@ class Relay:
             except FreeholdError as error:
                 await attempt.failed(error, moving=not last)
                 run.failures.append((candidate, error))
-                if _final(error):
+                if _final(error) or isinstance(error, _OutOfTime):
                     break
             except BaseException:
                 await attempt.left()
@@ -177,7 +177,8 @@ class Relay:
         while given.open:
             index = given.open[0]
             attempts += 1
-            found = None if _final(error) or attempts > MOST_CONTINUATIONS else await self._heir(run, given, index)
+            over = _final(error) or isinstance(error, _OutOfTime) or attempts > MOST_CONTINUATIONS
+            found = None if over else await self._heir(run, given, index)
             if found is None:
                 yield Failed(error)
                 return
@@ -332,9 +333,7 @@ class _Attempt:
             async with asyncio.timeout_at(limit):
                 event = await anext(self._stream, None)
         except TimeoutError:
-            raise UpstreamError(
-                f"{self.name}: fell silent for longer than its guard allows", kind="transport"
-            ) from None
+            raise self._silence() from None
         except FreeholdError:
             raise
         except Exception:
@@ -345,15 +344,23 @@ class _Attempt:
             self._breaker.heard(self.name)
         return event
 
+    def _silence(self) -> UpstreamError:
+        """What a wait that took too long means: a silent backend, or one that was asked too late."""
+        now, guards = asyncio.get_running_loop().time(), self._guards
+        patience = min(guards.ttft_seconds or float("inf"), guards.idle_seconds or float("inf"))
+        if now >= self._run.deadline and now - self._began < patience:
+            return _OutOfTime(f"{self.name}: was not done when the request's time was up", kind="transport")
+        return UpstreamError(f"{self.name}: fell silent for longer than its guard allows", kind="transport")
+
     async def failed(self, error: FreeholdError, *, moving: bool, late: bool = False) -> None:
         """Notes a failure and hangs up."""
         self._relay.note(self._run, self.candidate, error, moving=moving)
-        if self._watched:
+        if self._watched and not isinstance(error, _OutOfTime):
             wait = getattr(error, "retry_after", None)
             self._breaker.failed(self.name, kind_of(error), wait, trial=self._trial, late=late)
             self._trial = False
             self._relay.broke()
-        await self._hang_up()
+        await self.left()
 
     def succeeded(self) -> None:
         """Notes a complete answer, and whether the provider says that it was the last for now."""
@@ -374,6 +381,10 @@ class _Attempt:
     async def _hang_up(self) -> None:
         if self._stream is not None:
             await self._stream.aclose()
+
+
+class _OutOfTime(UpstreamError):
+    """The request's total time is over; its last backend need not be to blame."""
 
 
 def _after(seconds: float) -> float:
