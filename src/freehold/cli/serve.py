@@ -17,13 +17,11 @@ def command(settings: Settings) -> None:
     Prints the lines that point OpenAI clients here, and serves until Ctrl-C. The key that clients must send comes from
     FREEHOLD_API_KEY or the settings file, never from a flag, where every user of the machine could read it.
     """
-    import logging
-
     from freehold.formats import store
     from freehold.gateway import serve
+    from freehold.gateway.logs import configure
 
-    logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s %(message)s")  # to stderr
-    logging.getLogger("freehold").setLevel(logging.INFO)
+    configure(settings.server.log_format)
     with progress() as bar:
         store.resolve(settings.engine.model, progress=bar)
     serve(settings)

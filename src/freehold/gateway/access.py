@@ -16,6 +16,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from freehold.gateway.dialects.errors import INVALID, Envelope
+from freehold.gateway.logs import REQUEST_ID
 from freehold.gateway.loopback import is_loopback
 from freehold.gateway.service import Record
 
@@ -42,6 +43,7 @@ class Door:
             return
         request_id = uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        REQUEST_ID.set(request_id)  # uvicorn gives every request a context of its own
         status, began = 0, time.monotonic()
 
         async def reply(message: Message) -> None:
@@ -125,4 +127,4 @@ def _write(scope: Scope, request_id: str, status: int, seconds: float) -> None:
             "finished": record.finished,
             "failure": record.failure,
         }
-    log.info("%s", msgspec.json.encode(line).decode())
+    log.info("%s", msgspec.json.encode(line).decode(), extra={"fields": line})

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +19,8 @@ import uvicorn
 from freehold.errors import FreeholdError, SettingError
 from freehold.gateway.app import create_app
 from freehold.gateway.loopback import is_loopback
+from freehold.gateway.patience import impatient
+from freehold.gateway.policy import Policy, PolicyFile
 from freehold.gateway.service import Gateway
 from freehold.settings import ServerSettings, Settings
 
@@ -73,9 +77,16 @@ async def serve_on(
     """Serves on a socket that is already bound, until a signal or `stop`; returns after draining."""
     app = create_app(settings, gateway)
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_SECONDS
+        app,
+        http=impatient(settings.server.client_seconds),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=DRAIN_SECONDS,
     )
     server = _Server(config)
+    reloading = _reload_routes(settings, gateway)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(server.stop_at(stop or asyncio.Event()))
     try:
@@ -88,6 +99,23 @@ async def serve_on(
         await serving
     finally:
         stopping.cancel()
+        if reloading is not None:
+            reloading.cancel()
+
+
+def _reload_routes(settings: Settings, gateway: Gateway) -> asyncio.Task[None] | None:
+    """Follows the settings file, if there is one: at its interval, and at SIGHUP."""
+    if settings.file is None:
+        return None
+
+    def told(problem: str | None) -> None:
+        gateway.router.problem = problem
+
+    found = PolicyFile(settings.file, lambda changed: gateway.router.use(Policy.of(changed)), told)
+    if threading.current_thread() is threading.main_thread():  # only there Python takes signals
+        asyncio.get_running_loop().add_signal_handler(signal.SIGHUP, found.read)
+    seconds = settings.router.reload_seconds
+    return asyncio.create_task(found.watch(seconds)) if seconds else None
 
 
 async def _announce_when_ready(
