@@ -144,12 +144,12 @@ def test_a_killed_process_loses_no_committed_row(database_url: str) -> None:
 def test_migrations_run_once_and_a_newer_database_is_refused(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def _m003_more(transaction: Transaction) -> None:
+    def _m999_more(transaction: Transaction) -> None:
         transaction.run("create table more (n integer)")
 
     with Database(database_url) as database:
         assert counted(database, "migrations") == len(MIGRATIONS)
-    monkeypatch.setattr(module, "MIGRATIONS", (*MIGRATIONS, _m003_more))
+    monkeypatch.setattr(module, "MIGRATIONS", (*MIGRATIONS, _m999_more))
     for _ in range(2):
         with Database(database_url) as database:
             assert counted(database, "migrations") == len(MIGRATIONS) + 1
@@ -160,11 +160,11 @@ def test_migrations_run_once_and_a_newer_database_is_refused(
 
 
 def test_a_failed_migration_leaves_nothing_behind(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def _m003_broken(transaction: Transaction) -> None:
+    def _m999_broken(transaction: Transaction) -> None:
         transaction.run("create table more (n integer)")
         transaction.run("insert into more values (1, 2)")
 
-    monkeypatch.setattr(module, "MIGRATIONS", (*MIGRATIONS, _m003_broken))
+    monkeypatch.setattr(module, "MIGRATIONS", (*MIGRATIONS, _m999_broken))
     with pytest.raises(DatabaseError):
         Database(database_url).open()
     monkeypatch.setattr(module, "MIGRATIONS", MIGRATIONS)

@@ -150,6 +150,11 @@ class Database:
         """As `run`, blocking: for commands, not for an event loop."""
         return self.post(work).result()
 
+    @property
+    def waiting(self) -> int:
+        """Roughly how much work waits for the thread."""
+        return self._jobs.qsize()
+
     def _serve(self) -> None:
         while (job := self._jobs.get()) is not None:
             batch, ending = self._waiting(job)
@@ -333,18 +338,5 @@ def _m001_money(transaction: Transaction) -> None:
         transaction.run(statement)
 
 
-def _m002_state(transaction: Transaction) -> None:
-    """What must survive a crash: the state of breakers, and responses stored for clients. Bodies are JSON."""
-    transaction.run(
-        "create table breakers (backend text primary key, state text not null, body text not null, at bigint not null)"
-    )
-    transaction.run(
-        """create table responses (
-            id text primary key, key_id text not null, body text not null, created_at bigint not null,
-            expires_at bigint)"""
-    )
-    transaction.run("create index responses_by_expiry on responses (expires_at)")
-
-
-MIGRATIONS: Sequence[Callable[[Transaction], None]] = (_m001_money, _m002_state)
+MIGRATIONS: Sequence[Callable[[Transaction], None]] = (_m001_money,)
 """In order; never changed once released: a new one is added at the end."""

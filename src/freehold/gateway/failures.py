@@ -2,7 +2,8 @@
 
     FreeholdError
     ├── RequestError           the client's request is wrong, or asks for what a backend can't do
-    │   └── CapabilityError    well formed, but this backend can't do it; another may
+    │   ├── CapabilityError    well formed, but this backend can't do it; another may
+    │   └── LimitError         well formed, but the key that asks has used up its rate or its money
     ├── LowConfidenceError     the core answered, but was not sure enough; another may be
     └── UnavailableError       every backend failed or is down
 
@@ -10,6 +11,8 @@ This module knows no HTTP status and no dialect: `dialects/errors.py` gives each
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from freehold.errors import (
     ContextLengthError,
@@ -51,6 +54,29 @@ class CapabilityError(RequestError):
     """A well-formed request for something this backend can't do."""
 
 
+class LimitError(RequestError):
+    """The key's rate or money does not allow it now.
+
+    Args:
+        code: `rate_limit_exceeded` or `insufficient_quota`, as OpenAI calls them.
+        retry_after: seconds after which it may.
+        headers: for the client: what is left of its rates.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        code: str,
+        retry_after: int,
+        headers: Mapping[str, str] | None = None,
+        hint: str | None = None,
+    ) -> None:
+        super().__init__(message, code=code, status=429, hint=hint)
+        self.retry_after = retry_after
+        self.headers = {**(headers or {}), "retry-after": str(retry_after)}
+
+
 class LowConfidenceError(FreeholdError):
     """An answer whose mean log-probability was below what its route asks for."""
 
@@ -74,6 +100,8 @@ def kind_of(error: Exception) -> str:
             return error.kind
         case CapabilityError():
             return "capability"
+        case LimitError():
+            return "limit"
         case LowConfidenceError():
             return "low_confidence"
         case ContextLengthError():

@@ -21,7 +21,7 @@ from freehold.errors import (
     UpstreamError,
     UsageError,
 )
-from freehold.gateway.failures import RequestError, UnavailableError
+from freehold.gateway.failures import LimitError, RequestError, UnavailableError
 
 INVALID = "invalid_request_error"
 RETRY_SECONDS = 1
@@ -57,6 +57,11 @@ def envelope(error: Exception, *, field: str = "messages") -> Envelope:
         )
     message = f"{error.message} Hint: {error.hint}" if error.hint else error.message
     match error:
+        case LimitError():
+            kind = (
+                "requests" if error.code == "rate_limit_exceeded" else str(error.code)
+            )  # as OpenAI's two kinds of 429
+            return Envelope(error.status, message, kind, None, error.code, headers=dict(error.headers))
         case RequestError():
             return Envelope(error.status, message, INVALID, error.param, error.code)
         case UsageError():
