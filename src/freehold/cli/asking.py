@@ -139,10 +139,10 @@ def _build(settings: Settings) -> Gateway:
     from freehold.gateway import Gateway
 
     if _is_upstream(settings):
-        from freehold.gateway.backends.openai import OpenAIBackend
+        from freehold.gateway.backends.upstreams import upstream_backend
 
         return Gateway(
-            None, [OpenAIBackend(upstream, settings.guards) for upstream in settings.upstreams], settings.guards
+            None, [upstream_backend(upstream, settings.guards) for upstream in settings.upstreams], settings.guards
         )
     with progress() as bar:
         return Gateway.build(settings, progress=bar)

@@ -92,14 +92,14 @@ def check(config: Path | None, as_json: bool) -> None:
 
 
 def _check_standbys(settings: Settings) -> None:
-    from freehold.gateway.backends.openai import OpenAIBackend
+    from freehold.gateway.backends.upstreams import upstream_backend
 
     names = ["local"]  # the engine's own
     for upstream in settings.upstreams:
         if upstream.name in names:
             raise SettingError(f"expected every [[upstream]] to have a name of its own, found '{upstream.name}' twice")
         names.append(upstream.name)
-        OpenAIBackend(upstream, settings.guards)
+        upstream_backend(upstream, settings.guards)
 
 
 def _strangers(settings: Settings) -> list[str]:

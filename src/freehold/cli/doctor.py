@@ -138,25 +138,26 @@ def _taken(host: str, port: int) -> bool:
 
 
 def _standbys(settings: Settings) -> Iterator[Finding]:
-    from freehold.gateway.backends.keys import read_key
-    from freehold.gateway.backends.openai import OpenAIBackend
+    from freehold.gateway.backends.keys import read_keys
+    from freehold.gateway.backends.providers import known
+    from freehold.gateway.backends.upstreams import upstream_backend
 
     if not settings.upstreams:
         yield Finding("standby", "none", "when the engine can't answer, nobody can; `freehold config init` shows how")
     for upstream in settings.upstreams:
-        source = upstream.key_env or upstream.key_file
         try:
-            key = read_key(upstream)
+            filled, _ = known(upstream)
+            source, keys = filled.key_env or filled.key_file, read_keys(filled)
         except FreeholdError as error:
             yield Finding(f"standby {upstream.name}", "key missing", f"{error.message}. {error.hint or ''}", good=False)
             continue
         try:
-            OpenAIBackend(upstream, settings.guards, key=key)
+            upstream_backend(upstream, settings.guards)
         except FreeholdError as error:
             yield Finding(f"standby {upstream.name}", "refused", error.message, good=False)
         else:
-            found = f"key present ({source})" if key else "no key"
-            yield Finding(f"standby {upstream.name}", found, f"{upstream.model or 'any model'} at {upstream.base_url}")
+            found = f"key present ({source})" if any(keys) else "no key"
+            yield Finding(f"standby {upstream.name}", found, f"{filled.model or 'any model'} at {filled.base_url}")
 
 
 CHECKS = (_python, _kernels, _memory, _store, _hub, _server, _standbys)

@@ -16,7 +16,7 @@ from typing import Any
 from freehold.engine.process import EngineProcess
 from freehold.gateway.backends import Backend
 from freehold.gateway.backends.local import LocalBackend, load_text_side
-from freehold.gateway.backends.openai import OpenAIBackend
+from freehold.gateway.backends.upstreams import upstream_backend
 from freehold.gateway.confidence import Draft
 from freehold.gateway.conversation import (
     Event,
@@ -117,7 +117,7 @@ class Gateway:
         Raises:
             FreeholdError: no such model, a broken tokenizer, a missing key.
         """
-        standbys = [OpenAIBackend(upstream, settings.guards) for upstream in settings.upstreams]
+        standbys = [upstream_backend(upstream, settings.guards) for upstream in settings.upstreams]
         return cls(
             load_core(settings.engine, progress=progress),
             standbys,

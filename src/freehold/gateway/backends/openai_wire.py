@@ -39,7 +39,9 @@ class OpenAIWire:
         self._provider = provider
 
     def check(self, request: Request) -> None:
-        """What the model can do, the provider says."""
+        """What the model can do, the provider says. Going on behind an answer's beginning is no part of the format."""
+        if request.continue_from:
+            raise CapabilityError(f"The upstream '{self._name}' can't go on behind the beginning of an answer.")
 
     def path(self, request: Request) -> str:
         """Chat or completions."""
@@ -82,6 +84,7 @@ class AzureWire(OpenAIWire):
 
     def check(self, request: Request) -> None:
         """The model's name becomes part of the URL."""
+        super().check(request)
         if not _DEPLOYMENT.fullmatch(request.model):
             raise CapabilityError(f"'{request.model[:100]}' is no name of a deployment.", param="model")
 
