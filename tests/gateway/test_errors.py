@@ -134,7 +134,7 @@ def test_an_unknown_model_is_404_and_names_those_there_are(http: httpx2.Client) 
 
 
 def test_unknown_paths_and_wrong_methods_are_told_apart(http: httpx2.Client) -> None:
-    answer = http.post("/v1/embeddings", json={})
+    answer = http.post("/v1/fine_tuning/jobs", json={})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "unknown_url")
     answer = http.get(CHAT)
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_supported")

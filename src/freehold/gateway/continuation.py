@@ -129,7 +129,7 @@ class Delivered:
             sampling = replace(sampling, seed=sampling.seed + index)  # as backends number the choices of one seed
         return replace(
             asked, id=f"{asked.id}-{index}" if index else asked.id, prompts=prompts, sampling=sampling, n=1, echo=False,
-            max_tokens=limit, continue_from=text, stream=True, body=b"",
+            max_tokens=limit, continue_from=asked.continue_from + text, stream=True, body=b"",
         )  # fmt: skip
 
     def splice(self, index: int) -> Splice:

@@ -15,6 +15,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 
 from freehold.errors import ContextLengthError, EngineError, FreeholdError, TemplateError, UpstreamError, UsageError
+from freehold.gateway.backends import lost
 from freehold.gateway.confidence import Draft
 from freehold.gateway.continuation import Count, Delivered
 from freehold.gateway.conversation import (
@@ -141,8 +142,9 @@ class Relay:
         self, run: _Run, candidate: Candidate, arrivals: list[float], events: AsyncGenerator[Event, None]
     ) -> Exchange:
         reason = f"{candidate.reason} after {describe(run.failures)}" if run.failures else candidate.reason
+        dropped = dict.fromkeys((*candidate.dropped, *lost(candidate.backend, candidate.request)))
         return Exchange(
-            candidate.request, candidate.backend.name, candidate.request.model, reason, candidate.dropped,
+            candidate.request, candidate.backend.name, candidate.request.model, reason, tuple(dropped),
             tuple(arrivals), events, candidate.draft, run.continued,
         )  # fmt: skip
 

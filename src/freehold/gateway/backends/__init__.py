@@ -42,3 +42,9 @@ class Backend(Protocol):
 
     async def close(self) -> None:
         """Gives back processes and connections."""
+
+
+def lost(backend: Backend, request: Request) -> tuple[str, ...]:
+    """What the client asked for that does not reach this backend's model; a backend that relays bodies tells by itself."""
+    own = getattr(backend, "dropped", None)
+    return request.dropped if own is None else tuple(own(request))

@@ -147,12 +147,17 @@ class LocalBackend:
             for p, (text, ids) in enumerate(prompts)
             for i in range(request.n)
         ]
-        yield Started(self.model, self._fingerprint())
+        yield Started(self.model, self._fingerprint(), prompt_tokens=tally.prompt)
         stream = choices[0] if len(choices) == 1 else merge(choices)
         async with aclosing(stream):
             async for event in stream:
                 yield event
         yield Usage(tally.prompt, tally.completion, tally.cached)
+
+    async def count(self, request: Request) -> int:
+        """Tokens of the prompt, as the answer's usage will say."""
+        self.check(request)
+        return sum(len(ids) for _, ids in await self._encode(request))
 
     async def _encode(self, request: Request) -> list[tuple[str, list[int]]]:
         """Each prompt as the text to echo and its ids."""

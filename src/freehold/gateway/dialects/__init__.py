@@ -33,7 +33,9 @@ class Dialect:
         decode: body and request id in; a neutral request and the encoder for its answer out. Raises `RequestError`
             naming the field at fault.
         prompt_field: the field that holds the prompt.
+        name: what `Request.dialect` says.
     """
 
     decode: Callable[[bytes, str], tuple[Request, Encoder]]
     prompt_field: str
+    name: str

@@ -18,6 +18,7 @@ from freehold.gateway.conversation import (
     Finished,
     ImagePart,
     Part,
+    Reasoning,
     ReasoningDelta,
     Request,
     Role,
@@ -33,8 +34,12 @@ from freehold.gateway.conversation import (
 )
 from freehold.gateway.dialects import Dialect
 from freehold.gateway.dialects import body as bodies
+from freehold.gateway.dialects.leftovers import clean, unknown
+from freehold.gateway.dialects.neutral import allowed, check_format, check_needs_tools, function_choice
 from freehold.gateway.dialects.openai_fields import DONE, SharedFields, ToolChoice, failure, sse, usage
 from freehold.gateway.failures import RequestError
+
+NAME = "openai_chat"
 
 
 class ImageUrl(msgspec.Struct):
@@ -67,14 +72,25 @@ class MessageToolCall(msgspec.Struct):
     function: FunctionCall
 
 
+class ReasoningDetail(msgspec.Struct):
+    """A provider's sealed thinking, as OpenRouter writes it (https://openrouter.ai/docs/use-cases/reasoning-tokens)."""
+
+    type: str
+    text: str | None = None
+    signature: str | None = None
+    data: str | None = None
+
+
 class Message(msgspec.Struct):
-    """One message."""
+    """One message; `reasoning_content` (DeepSeek's name) is the assistant's thinking."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[ContentPart] | None = None
     name: str | None = None
     tool_calls: list[MessageToolCall] | None = None
     tool_call_id: str | None = None
+    reasoning_content: str | None = None
+    reasoning_details: list[ReasoningDetail] | None = None
 
 
 class FunctionSpec(msgspec.Struct):
@@ -89,8 +105,36 @@ class FunctionSpec(msgspec.Struct):
 class ToolSpec(msgspec.Struct):
     """A tool."""
 
-    type: Literal["function"]
-    function: FunctionSpec
+    type: str
+    function: FunctionSpec | None = None
+
+
+class NamedFunction(msgspec.Struct):
+    """A function by its name."""
+
+    name: str
+
+
+class NamedTool(msgspec.Struct):
+    """A tool by its name."""
+
+    type: str
+    function: NamedFunction | None = None
+
+
+class AllowedTools(msgspec.Struct):
+    """Which of the tools may be called."""
+
+    mode: Literal["auto", "required"]
+    tools: list[NamedTool]
+
+
+class ForcedChoice(msgspec.Struct):
+    """A `tool_choice` that is an object: one function, or the allowed ones."""
+
+    type: str
+    function: NamedFunction | None = None
+    allowed_tools: AllowedTools | None = None
 
 
 class ChatBody(SharedFields, kw_only=True):
@@ -102,9 +146,10 @@ class ChatBody(SharedFields, kw_only=True):
     logprobs: bool | None = None
     top_logprobs: Annotated[int, msgspec.Meta(ge=0, le=20)] | None = None
     tools: list[ToolSpec] | None = None
-    tool_choice: ToolChoice | dict[str, Any] | None = None
+    tool_choice: ToolChoice | ForcedChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
 
 
 def decode(body: bytes, request_id: str) -> tuple[Request, ChatEncoder]:
@@ -117,6 +162,8 @@ def decode(body: bytes, request_id: str) -> tuple[Request, ChatEncoder]:
     if fields.top_logprobs is not None and not fields.logprobs:
         raise RequestError("'top_logprobs' needs 'logprobs' to be true.", param="top_logprobs", code="invalid_value")
     include_usage = fields.check_stream_options()
+    tools, others = _tools(fields.tools or [])
+    choice, offered = _choice(fields.tool_choice, tools)
     request = Request(
         id=request_id,
         model=fields.model,
@@ -126,12 +173,16 @@ def decode(body: bytes, request_id: str) -> tuple[Request, ChatEncoder]:
         n=fields.n or 1,
         logprobs=(fields.top_logprobs or 0) if fields.logprobs else None,
         max_tokens=fields.max_completion_tokens or fields.max_tokens,
-        tools=tuple(_tool(tool) for tool in fields.tools or ()),
-        tool_choice=fields.tool_choice,
+        tools=offered,
+        tool_choice=choice,
         parallel_tool_calls=fields.parallel_tool_calls,
-        response_format=fields.response_format,
+        response_format=check_format(fields.response_format),
         user=fields.user,
         stream=bool(fields.stream),
+        reasoning_effort=fields.reasoning_effort,
+        dialect=NAME,
+        body=body,
+        dropped=unknown(body, ChatBody) + others,
     )
     return request, ChatEncoder(request, include_usage)
 
@@ -149,7 +200,18 @@ def _turn(message: Message, index: int) -> Turn:
         param = f"{where}.tool_call_id"
         raise RequestError(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     role: Role = "system" if message.role == "developer" else message.role
-    return Turn(role, _parts(message.content, where), message.name, calls, message.tool_call_id)
+    parts = _parts(message.content, where)
+    return Turn(role, parts, message.name, calls, message.tool_call_id, reasoning=_reasoning(message))
+
+
+def _reasoning(message: Message) -> tuple[Reasoning, ...]:
+    """Thinking given back: sealed where the client kept the seal."""
+    sealed = tuple(
+        Reasoning(detail.text or "", detail.signature, detail.data)
+        for detail in message.reasoning_details or ()
+        if detail.text or detail.signature or detail.data
+    )
+    return sealed or ((Reasoning(message.reasoning_content),) if message.reasoning_content else ())
 
 
 def _parts(content: str | list[ContentPart] | None, where: str) -> tuple[Part, ...]:
@@ -178,9 +240,41 @@ def _part(part: ContentPart, where: str) -> Part:
     )
 
 
-def _tool(tool: ToolSpec) -> Tool:
-    spec = tool.function
-    return Tool(spec.name, spec.description, spec.parameters, spec.strict)
+def _tools(given: list[ToolSpec]) -> tuple[tuple[Tool, ...], tuple[str, ...]]:
+    """The functions, and the types of other tools."""
+    tools, others = [], []
+    for i, tool in enumerate(given):
+        if tool.type != "function":
+            others.append(clean(f"tools.{tool.type}"))
+        elif tool.function is None:
+            param = f"tools[{i}].function"
+            raise RequestError(
+                f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
+            )
+        else:
+            spec = tool.function
+            tools.append(Tool(spec.name, spec.description, spec.parameters, spec.strict))
+    return tuple(tools), tuple(others)
+
+
+def _choice(
+    given: str | ForcedChoice | None, tools: tuple[Tool, ...]
+) -> tuple[str | dict[str, Any] | None, tuple[Tool, ...]]:
+    """The neutral choice, and the tools that remain to choose from."""
+    match given:
+        case None | str():
+            check_needs_tools(given, tools, "tool_choice")
+            return given, tools
+        case ForcedChoice(type="function", function=NamedFunction(name=name)):
+            return function_choice(name, tools, "tool_choice.function.name"), tools
+        case ForcedChoice(type="allowed_tools", allowed_tools=AllowedTools(mode=mode, tools=named)):
+            names = [tool.function.name for tool in named if tool.function is not None]
+            return mode, allowed(names, tools, "tool_choice.allowed_tools.tools")
+    raise RequestError(
+        "Invalid 'tool_choice': expected 'none', 'auto', 'required', a function by its name, or allowed_tools.",
+        param="tool_choice",
+        code="invalid_value",
+    )
 
 
 @dataclass(slots=True)
@@ -189,6 +283,7 @@ class _Choice:
 
     text: list[str] = field(default_factory=list)
     reasoning: list[str] = field(default_factory=list)
+    details: list[dict[str, Any]] = field(default_factory=list)
     logprobs: list[TokenLogprob] = field(default_factory=list)
     calls: dict[int, dict[str, Any]] = field(default_factory=dict)
     finish: str | None = None
@@ -205,6 +300,9 @@ class ChatEncoder:
         self._choices = request.choices
         self._model = request.model
         self._fingerprint: str | None = None
+        self._request_id = request.id
+        self._called: set[tuple[int, int]] = set()
+        self._thoughts: dict[int, list[str]] = {}
 
     def chunk(self, event: Event) -> bytes:
         """One event as SSE; the role comes first for every index, the usage last."""
@@ -216,17 +314,16 @@ class ChatEncoder:
             case TextDelta():
                 return self._delta(event.index, {"content": event.text}, event.logprobs)
             case ReasoningDelta():
-                return self._delta(event.index, {"reasoning_content": event.text})
+                thought = {"reasoning_content": event.text} if event.text else {}
+                return self._delta(event.index, thought | _details(event, self._thoughts))
             case ToolCallDelta():
-                return self._delta(event.index, {"tool_calls": [_call_delta(event)]})
+                return self._delta(event.index, {"tool_calls": [self._call_delta(event)]})
             case Finished():
                 return self._delta(event.index, {}, finish=event.reason)
             case Usage():
-                return (
-                    sse(self._head("chat.completion.chunk") | {"choices": [], "usage": usage(event)})
-                    if (self._include_usage)
-                    else b""
-                )
+                if not self._include_usage:
+                    return b""
+                return sse(self._head("chat.completion.chunk") | {"choices": [], "usage": usage(event)})
             case Failed():
                 return failure(event)
 
@@ -246,8 +343,11 @@ class ChatEncoder:
                     tokens = event
                 case Failed():
                     raise event.error
+                case ReasoningDelta():
+                    choices[event.index].reasoning.append(event.text)
+                    choices[event.index].details += _details(event, self._thoughts).get("reasoning_details", [])
                 case _:
-                    _add(choices[event.index], event)
+                    _add(choices[event.index], event, self._request_id)
         body = self._head("chat.completion")
         body["choices"] = [self._choice(index, choice) for index, choice in enumerate(choices)]
         body["usage"] = usage(tokens)
@@ -273,11 +373,25 @@ class ChatEncoder:
         body = self._head("chat.completion.chunk") | {"choices": [choice]}
         return sse(body | {"usage": None} if self._include_usage else body)
 
+    def _call_delta(self, event: ToolCallDelta) -> dict[str, Any]:
+        """A piece of a call; the first has its id, type and name."""
+        function: dict[str, Any] = {"arguments": event.arguments}
+        first: dict[str, Any] = {}
+        if (event.index, event.call) not in self._called:
+            self._called.add((event.index, event.call))
+            first = {"id": _call_id(event, self._request_id), "type": "function"}
+            function["name"] = event.name or ""
+        elif event.name is not None:
+            function["name"] = event.name
+        return {"index": event.call, **first, "function": function}
+
     def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
         text = "".join(choice.text)
         message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
         if choice.reasoning:
             message["reasoning_content"] = "".join(choice.reasoning)
+        if choice.details:
+            message["reasoning_details"] = choice.details
         if choice.calls:
             message["tool_calls"] = [choice.calls[i] for i in sorted(choice.calls)]
             message["content"] = text or None
@@ -290,29 +404,36 @@ class ChatEncoder:
         }
 
 
-def _add(choice: _Choice, event: TextDelta | ReasoningDelta | ToolCallDelta | Finished) -> None:
+def _add(choice: _Choice, event: TextDelta | ToolCallDelta | Finished, request_id: str) -> None:
     match event:
         case TextDelta():
             choice.text.append(event.text)
             choice.logprobs.extend(event.logprobs)
-        case ReasoningDelta():
-            choice.reasoning.append(event.text)
         case ToolCallDelta():
-            empty = {"id": None, "type": "function", "function": {"name": "", "arguments": ""}}
+            empty = {"id": _call_id(event, request_id), "type": "function", "function": {"name": "", "arguments": ""}}
             call = choice.calls.setdefault(event.call, empty)
-            call["id"] = event.id or call["id"]
             call["function"]["name"] += event.name or ""
             call["function"]["arguments"] += event.arguments
         case Finished():
             choice.finish = event.reason
 
 
-def _call_delta(event: ToolCallDelta) -> dict[str, Any]:
-    function: dict[str, Any] = {"arguments": event.arguments}
-    if event.name is not None:
-        function["name"] = event.name
-    first = {"id": event.id, "type": "function"} if event.id is not None else {}
-    return {"index": event.call, **first, "function": function}
+def _call_id(event: ToolCallDelta, request_id: str) -> str:
+    """The call's id; some providers give none."""
+    return event.id or f"call_{request_id}_{event.index}_{event.call}"
+
+
+def _details(event: ReasoningDelta, thoughts: dict[int, list[str]]) -> dict[str, Any]:
+    """The seal of a provider's thinking with all it seals: without it that provider refuses the thinking later."""
+    text = thoughts.setdefault(event.index, [])
+    text.append(event.text)
+    found = []
+    if event.signature is not None:
+        found.append({"type": "reasoning.text", "text": "".join(text), "signature": event.signature})
+        text.clear()
+    if event.redacted is not None:
+        found.append({"type": "reasoning.encrypted", "data": event.redacted})
+    return {"reasoning_details": found} if found else {}
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:
@@ -320,4 +441,4 @@ def _logprob(token: TokenLogprob) -> dict[str, Any]:
     return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes), "top_logprobs": top}
 
 
-DIALECT = Dialect(decode, "messages")
+DIALECT = Dialect(decode, "messages", NAME)

@@ -26,9 +26,11 @@ from freehold.gateway.conversation import (
 )
 from freehold.gateway.dialects import Dialect
 from freehold.gateway.dialects import body as bodies
+from freehold.gateway.dialects.leftovers import unknown
 from freehold.gateway.dialects.openai_fields import DONE, MAX_CHOICES, SharedFields, failure, sse, usage
 from freehold.gateway.failures import RequestError
 
+NAME = "openai_completions"
 DEFAULT_MAX_TOKENS = 16  # OpenAI's documented default for this endpoint
 
 TokenId = Annotated[int, msgspec.Meta(ge=0, le=1 << 31)]
@@ -60,7 +62,7 @@ def decode(body: bytes, request_id: str) -> tuple[Request, CompletionEncoder]:
     request = Request(
         id=request_id,
         model=fields.model,
-        prompts=_prompts(fields.prompt),
+        prompts=prompts_of(fields.prompt),
         sampling=fields.sampling(),
         stop=fields.stops(),
         n=fields.n or 1,
@@ -69,6 +71,9 @@ def decode(body: bytes, request_id: str) -> tuple[Request, CompletionEncoder]:
         echo=bool(fields.echo),
         user=fields.user,
         stream=bool(fields.stream),
+        dialect=NAME,
+        body=body,
+        dropped=unknown(body, CompletionBody),
     )
     if request.choices > MAX_CHOICES:
         raise RequestError(
@@ -79,19 +84,23 @@ def decode(body: bytes, request_id: str) -> tuple[Request, CompletionEncoder]:
     return request, CompletionEncoder(request, include_usage)
 
 
-def _prompts(prompt: str | list[Any]) -> tuple[Prompt, ...]:
+def prompts_of(prompt: str | list[Any], param: str = "prompt", most: int = 1 << 31) -> tuple[Prompt, ...]:
     """A text, several texts, the ids of one prompt, or the ids of several."""
     if isinstance(prompt, str):
         return (prompt,)
     kinds = {type(item) for item in prompt}
-    if kinds == {str}:
-        return tuple(prompt)
     if kinds == {int}:
         return (tuple(prompt),)
+    if len(prompt) > most:
+        raise RequestError(
+            f"Invalid '{param}': expected at most {most} items.", param=param, code="array_above_max_length"
+        )
+    if kinds == {str}:
+        return tuple(prompt)
     if kinds == {list} and all(prompt):
         return tuple(tuple(ids) for ids in prompt)
     problem = "must not be empty" if not prompt or kinds == {list} else "mixes texts, token ids and lists of them"
-    raise RequestError(f"Invalid 'prompt': the array {problem}.", param="prompt", code="invalid_value")
+    raise RequestError(f"Invalid '{param}': the array {problem}.", param=param, code="invalid_value")
 
 
 @dataclass(slots=True)
@@ -211,4 +220,4 @@ def _name(token: TokenLogprob) -> str:
         return "bytes:" + "".join(f"\\x{byte:02x}" for byte in token.bytes)
 
 
-DIALECT = Dialect(decode, "prompt")
+DIALECT = Dialect(decode, "prompt", NAME)
