@@ -59,6 +59,7 @@ class Record:
     finished: list[str] = field(default_factory=list)
     failure: str | None = None
     draft: Draft | None = None
+    continued: list[str] = field(default_factory=list)  # backends that took over after a break, in order
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,6 +179,7 @@ class Gateway:
             raise
         record.backend, record.model, record.reason = exchange.backend, exchange.model, exchange.reason
         record.dropped, record.draft = exchange.dropped, exchange.draft
+        record.continued = exchange.continued
         self.router.answered(request, exchange.backend)
         return Answer(record, self._measured(exchange, record, began))
 
