@@ -280,7 +280,7 @@ def test_what_anthropic_can_be_told_is_told_and_the_rest_is_named() -> None:
     assert body["output_config"] == {"format": {"type": "json_schema", "schema": schema}}
     assert (body["temperature"], body["top_k"]) == (1.0, 5) and "top_p" not in body
     assert sorted(backend().dropped(request)) == sorted(
-        ["stop", "logprobs", "reasoning_effort", "truncation", "temperature", "top_p", "min_p", "seed", "logit_bias",
+        ["stop", "logprobs", "reasoning_effort", "temperature", "top_p", "min_p", "seed", "logit_bias",
          "presence_penalty", "frequency_penalty", "repetition_penalty"]
     )  # fmt: skip
     assert backend().dropped(replace(ASK, response_format={"type": "json_object"})) == ("response_format",)

@@ -196,7 +196,7 @@ class Router:
             except CapabilityError as error:
                 refusals.append((candidate.backend.name, error))
             else:
-                able.append(candidate)
+                able.append(replace(candidate, dropped=_lost(candidate)))
         return able, refusals
 
     def _check(self, candidate: Candidate) -> None:
@@ -311,6 +311,13 @@ def _portable(request: Request) -> tuple[Request, tuple[str, ...]]:
     dropped += ["logit_bias"] if asked.logit_bias else []
     kept: Sampling = replace(asked, top_k=None, min_p=None, repetition_penalty=None, logit_bias={})
     return replace(request, sampling=kept), tuple(dropped)
+
+
+def _lost(candidate: Candidate) -> tuple[str, ...]:
+    """Names of everything the client said that this backend will not hear of."""
+    told = getattr(candidate.backend, "dropped", None)
+    lost = candidate.request.dropped if told is None else told(candidate.request)
+    return tuple(dict.fromkeys((*candidate.dropped, *lost)))
 
 
 def describe(failures: Sequence[tuple[Candidate, FreeholdError]]) -> str:

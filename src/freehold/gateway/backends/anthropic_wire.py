@@ -111,7 +111,6 @@ def carried(request: Request) -> tuple[str, ...]:
         "reasoning_effort": effort,
         "thinking.budget_tokens": request.reasoning_budget is not None and budget(request) != request.reasoning_budget,
         "tool_choice": request.tool_choice is not None and bool(request.tools) and _choice(request) is None,
-        "truncation": request.truncate,
     }
     return (*(name for name, is_lost in lost.items() if is_lost), *Translator(request).lost())
 

@@ -105,7 +105,6 @@ def carried(request: Request, provider: Provider) -> tuple[str, ...]:
         "thinking": thought or sealed,
         "thinking.budget_tokens": request.reasoning_budget is not None,
         "is_error": any(turn.failed for turn in request.turns),
-        "truncation": request.truncate,
         f"stop[{MAX_STOPS}:]": len(request.stop) > MAX_STOPS,
     }
     return (*_refused_extensions(request, provider), *(name for name, is_lost in lost.items() if is_lost))
