@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,17 @@ def test_a_taken_port_is_one_clear_error() -> None:
         bind(ServerSettings(port=70_000))
     with pytest.raises(SettingError, match="can't listen"):
         bind(ServerSettings(host="no such host"))
+
+
+def test_answers_do_not_wait_for_acknowledgements(directory: Path) -> None:
+    """With Nagle's algorithm each of these waits 40 ms, which is what a client's system delays its ACK by."""
+    with fakes.live(Gateway(fakes.core(directory))) as live, httpx2.Client() as client:
+        seconds = []
+        for _ in range(15):
+            began = time.monotonic()
+            assert client.post(live.url + CHAT, json=BODY | {"stream": True}).status_code == 200
+            seconds.append(time.monotonic() - began)
+    assert sorted(seconds)[7] < 0.03
 
 
 def test_the_invitation_names_the_real_port_and_never_the_key() -> None:
