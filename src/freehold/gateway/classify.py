@@ -21,6 +21,7 @@ from freehold.gateway.rates import duration
 _BY_CODE = {
     "account_deactivated": "banned",
     "organization_restricted": "banned",
+    "CONSUMER_SUSPENDED": "banned",
     "unsupported_country_region_territory": "region",
     "insufficient_quota": "billing",
     "credit_balance_exhausted": "billing",
@@ -58,7 +59,8 @@ _BY_WORDS = (
     (
         re.compile(
             r"(organi[sz]ation|workspace) has been (disabled|restricted|suspended)"
-            r"|account .{0,20}(deactivated|suspended|disabled|terminated)|consumer .{0,80}has been suspended",
+            r"|account .{0,60}(deactivated|suspended|disabled|terminated)|deactivated account"
+            r"|disabled in this account|consumer .{0,80}has been suspended",
             re.I,
         ),
         "banned",
@@ -90,7 +92,10 @@ _BY_WORDS = (
         ),
         "context",
     ),
-    (re.compile(r"content (management )?policy|safety system|content filtering policy", re.I), "content_policy"),
+    (
+        re.compile(r"content (management )?policy|safety system|content filtering policy|input was flagged", re.I),
+        "content_policy",
+    ),
 )
 _BY_TYPE = {
     "rate_limit_error": "rate",
@@ -155,7 +160,7 @@ def _kind(status: int, error: dict[str, Any], message: str) -> str:
 def _by_status(status: int, understood: bool) -> str:
     if status in _BY_STATUS:
         return _BY_STATUS[status]
-    if status in (503, 529):
+    if status in (498, 503, 529):  # 498: Groq's flex tier is full; 529: Anthropic
         return "overload"
     if 400 <= status < 500:
         # A 404 without an error object is no API: a wrong address, or a proxy that has lost its server.

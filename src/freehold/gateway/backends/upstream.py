@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+import zlib
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from urllib.parse import urlsplit
@@ -195,8 +196,7 @@ class UpstreamBackend:
 
     async def _refusal(self, response: httpx2.Response) -> ProviderError:
         """What a status other than 200 means."""
-        encoded = response.headers.get("content-encoding", "identity").strip().lower() != "identity"
-        body = b"" if encoded else await _head(response)
+        body = _plain(await _head(response), response.headers.get("content-encoding", "").strip().lower())
         kind, text = classify(response.status_code, body)
         safe = self.keys.redact(body.decode("utf-8", "replace")).encode()
         error = self.error(f"status {response.status_code}: {text}", kind, response.status_code, safe)
@@ -249,6 +249,16 @@ async def _drain(pieces: AsyncGenerator[bytes, None]) -> None:
             async for piece in pieces:
                 if len(piece) > MAX_ERROR_BODY:
                     return
+
+
+def _plain(body: bytes, encoding: str) -> bytes:
+    """The beginning of an error that was compressed though we did not ask for it: a ban may hide in it. Bounded."""
+    if encoding not in ("gzip", "deflate"):
+        return body
+    try:
+        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32).decompress(body, MAX_ERROR_BODY)
+    except zlib.error:
+        return b""
 
 
 async def _head(response: httpx2.Response) -> bytes:
