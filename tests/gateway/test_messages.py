@@ -352,6 +352,24 @@ def test_the_sdk_raises_its_own_classes(stage: Stage) -> None:
     assert bug.value.body["error"]["type"] == "api_error" and "secret" not in str(bug.value)  # type: ignore[index]
 
 
+def test_keys_are_taken_and_refused_as_anthropic_does(directory: Path) -> None:
+    with fakes.live(Gateway(fakes.core(directory, reply)), api_key="sk-own") as found:
+        for given, right in (
+            ({"api_key": "sk-own"}, True),
+            ({"auth_token": "sk-own"}, True),
+            ({"api_key": "no"}, False),
+        ):
+            with anthropic.Anthropic(base_url=found.url, max_retries=0, **given) as client:  # type: ignore[arg-type]
+                if right:
+                    raw = client.messages.with_raw_response.create(model="tiny", max_tokens=5, messages=ASK)
+                    assert raw.headers["request-id"] == raw.parse().id.removeprefix("msg_")
+                    continue
+                with pytest.raises(anthropic.AuthenticationError) as caught:
+                    client.messages.create(model="tiny", max_tokens=5, messages=ASK)
+                assert caught.value.body["error"]["type"] == "authentication_error"  # type: ignore[index]
+                assert caught.value.request_id and "sk-" not in str(caught.value)
+
+
 def test_a_break_inside_a_stream_is_an_error_event(stage: Stage) -> None:
     stage.backend.script = [Started("play"), TextDelta("half")]
     stage.backend.error = OverloadedError("the engine is full")

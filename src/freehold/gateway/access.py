@@ -1,6 +1,6 @@
 """The door: request ids, keys, where a browser may come from, and one structured line in the log per request.
 
-Pure ASGI around the application. Knows no dialect but OpenAI's error envelope; never logs a header or a body.
+Pure ASGI around the application. Knows no dialect but how each says no; never logs a header or a body.
 """
 
 from __future__ import annotations
@@ -15,10 +15,13 @@ import msgspec
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from freehold.gateway.dialects.errors import INVALID, Envelope
+from freehold.errors import DatabaseError
+from freehold.gateway.dialects.errors import INVALID, Envelope, envelope
+from freehold.gateway.http import in_dialect
 from freehold.gateway.logs import REQUEST_ID
 from freehold.gateway.loopback import is_loopback
 from freehold.gateway.service import Record
+from freehold.gateway.virtual_keys import PREFIX, KeyRing
 
 log = logging.getLogger("freehold.access")
 
@@ -30,11 +33,13 @@ class Door:
 
     Args:
         api_key: what clients must send as `Authorization: Bearer` or `x-api-key`; empty = no key, loopback only.
+        ring: virtual keys, which open the door too; as soon as there is one, everybody needs a key.
     """
 
-    def __init__(self, app: ASGIApp, *, api_key: str) -> None:
+    def __init__(self, app: ASGIApp, *, api_key: str, ring: KeyRing | None = None) -> None:
         self._app = app
         self._key = api_key.encode()
+        self._ring = ring
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request: checked, answered, logged."""
@@ -50,33 +55,66 @@ class Door:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                headers = MutableHeaders(scope=message)
+                headers["x-request-id"] = request_id
+                headers["request-id"] = request_id  # as Anthropic's clients read it
             await send(message)
 
         try:
-            refusal = self._refusal(Headers(scope=scope), scope["path"])
+            refusal = await self._refusal(Headers(scope=scope), scope)
             if refusal is None:
                 await self._app(scope, receive, reply)
             else:
-                await send_envelope(refusal, reply)
+                await send_envelope(refusal, scope, reply)
         finally:
             _write(scope, request_id, status, time.monotonic() - began)
 
-    def _refusal(self, headers: Headers, path: str) -> Envelope | None:
-        if path in OPEN_PATHS:
+    async def _refusal(self, headers: Headers, scope: Scope) -> Envelope | None:
+        """Why a request may not come in; None when it may. Notes whose virtual key it carries."""
+        if scope["path"] in OPEN_PATHS:
             return None
-        return self._check_key(headers) if self._key else _check_browser(headers)
-
-    def _check_key(self, headers: Headers) -> Envelope | None:
-        scheme, _, token = headers.get("authorization", "").partition(" ")
-        given = token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        given = _given(headers)
+        if self._ring is not None:
+            self._ring.renew()
+            if given.startswith(PREFIX) and not self._is_owners(given):
+                return await self._check_virtual(self._ring, given, scope)
+            if not self._key and len(self._ring):
+                return _unknown_key() if given else _no_key()
+        if not self._key:
+            return _check_browser(headers)
         if not given:
-            text = "You didn't provide an API key. Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
-            return Envelope(401, text, INVALID, headers={"www-authenticate": "Bearer"})
-        if hmac.compare_digest(given.encode("latin-1", "replace"), self._key):
-            return None
-        text = "Incorrect API key provided."
-        return Envelope(401, text, INVALID, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
+            return _no_key()
+        return None if self._is_owners(given) else _unknown_key()
+
+    def _is_owners(self, given: str) -> bool:
+        return bool(self._key) and hmac.compare_digest(given.encode("latin-1", "replace"), self._key)
+
+    async def _check_virtual(self, ring: KeyRing, given: str, scope: Scope) -> Envelope | None:
+        try:
+            key = await ring.look_up(given)
+        except DatabaseError as error:
+            return envelope(error)
+        if key is None:
+            return _unknown_key()
+        if not scope["path"].startswith("/v1/"):
+            return Envelope(403, "This key opens /v1 only.", INVALID, code="forbidden")
+        scope["state"]["key_id"] = key.id
+        return None
+
+
+def _given(headers: Headers) -> str:
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    return token.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+
+
+def _no_key() -> Envelope:
+    text = "You didn't provide an API key. Send it as 'Authorization: Bearer KEY' or 'x-api-key: KEY'."
+    return Envelope(401, text, INVALID, headers={"www-authenticate": "Bearer"})
+
+
+def _unknown_key() -> Envelope:
+    text = "Incorrect API key provided."
+    return Envelope(401, text, INVALID, code="invalid_api_key", headers={"www-authenticate": "Bearer"})
 
 
 def _check_browser(headers: Headers) -> Envelope | None:
@@ -98,12 +136,12 @@ def _hostname(url: str) -> str:
         return ""
 
 
-async def send_envelope(envelope: Envelope, send: Send) -> None:
-    """Sends an error as a whole response."""
-    body = envelope.body()
+async def send_envelope(envelope: Envelope, scope: Scope, send: Send) -> None:
+    """Sends an error as a whole response, in the dialect of its path."""
+    status, body = in_dialect(envelope, scope["path"], Headers(scope=scope), scope["state"]["request_id"])
     headers = [(name.encode(), value.encode("latin-1")) for name, value in envelope.headers.items()]
     headers += [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": envelope.status, "headers": headers})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
@@ -118,6 +156,7 @@ def _write(scope: Scope, request_id: str, status: int, seconds: float) -> None:
     }
     if record is not None:
         line |= {
+            "key": record.key_id or None,
             "backend": record.backend,
             "model": record.model,
             "reason": record.reason,

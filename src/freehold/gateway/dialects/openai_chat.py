@@ -278,6 +278,14 @@ def _choice(
 
 
 @dataclass(slots=True)
+class _Thought:
+    """Thinking of a choice that is not sealed yet, and how many seals there were."""
+
+    text: list[str] = field(default_factory=list)
+    seals: int = 0
+
+
+@dataclass(slots=True)
 class _Choice:
     """What one choice of a whole answer adds up to."""
 
@@ -302,7 +310,7 @@ class ChatEncoder:
         self._fingerprint: str | None = None
         self._request_id = request.id
         self._called: set[tuple[int, int]] = set()
-        self._thoughts: dict[int, list[str]] = {}
+        self._thoughts: dict[int, _Thought] = {}
 
     def chunk(self, event: Event) -> bytes:
         """One event as SSE; the role comes first for every index, the usage last."""
@@ -315,7 +323,7 @@ class ChatEncoder:
                 return self._delta(event.index, {"content": event.text}, event.logprobs)
             case ReasoningDelta():
                 thought = {"reasoning_content": event.text} if event.text else {}
-                return self._delta(event.index, thought | _details(event, self._thoughts))
+                return self._delta(event.index, thought | self._details(event))
             case ToolCallDelta():
                 return self._delta(event.index, {"tool_calls": [self._call_delta(event)]})
             case Finished():
@@ -345,7 +353,7 @@ class ChatEncoder:
                     raise event.error
                 case ReasoningDelta():
                     choices[event.index].reasoning.append(event.text)
-                    choices[event.index].details += _details(event, self._thoughts).get("reasoning_details", [])
+                    choices[event.index].details += self._details(event).get("reasoning_details", [])
                 case _:
                     _add(choices[event.index], event, self._request_id)
         body = self._head("chat.completion")
@@ -372,6 +380,21 @@ class ChatEncoder:
         choice = {"index": index, "delta": delta, "logprobs": shown, "finish_reason": finish}
         body = self._head("chat.completion.chunk") | {"choices": [choice]}
         return sse(body | {"usage": None} if self._include_usage else body)
+
+    def _details(self, event: ReasoningDelta) -> dict[str, Any]:
+        """The seal of a provider's thinking with all it seals: without it that provider refuses the thinking later."""
+        thought = self._thoughts.setdefault(event.index, _Thought())
+        thought.text.append(event.text)
+        found: list[dict[str, Any]] = []
+        if event.signature is not None:
+            found.append({"type": "reasoning.text", "text": "".join(thought.text), "signature": event.signature})
+            thought.text.clear()
+        if event.redacted is not None:
+            found.append({"type": "reasoning.encrypted", "data": event.redacted})
+        for detail in found:  # clients put list deltas together by their index
+            detail["index"] = thought.seals
+            thought.seals += 1
+        return {"reasoning_details": found} if found else {}
 
     def _call_delta(self, event: ToolCallDelta) -> dict[str, Any]:
         """A piece of a call; the first has its id, type and name."""
@@ -421,19 +444,6 @@ def _add(choice: _Choice, event: TextDelta | ToolCallDelta | Finished, request_i
 def _call_id(event: ToolCallDelta, request_id: str) -> str:
     """The call's id; some providers give none."""
     return event.id or f"call_{request_id}_{event.index}_{event.call}"
-
-
-def _details(event: ReasoningDelta, thoughts: dict[int, list[str]]) -> dict[str, Any]:
-    """The seal of a provider's thinking with all it seals: without it that provider refuses the thinking later."""
-    text = thoughts.setdefault(event.index, [])
-    text.append(event.text)
-    found = []
-    if event.signature is not None:
-        found.append({"type": "reasoning.text", "text": "".join(text), "signature": event.signature})
-        text.clear()
-    if event.redacted is not None:
-        found.append({"type": "reasoning.encrypted", "data": event.redacted})
-    return {"reasoning_details": found} if found else {}
 
 
 def _logprob(token: TokenLogprob) -> dict[str, Any]:
