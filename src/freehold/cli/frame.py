@@ -32,6 +32,7 @@ VERBS = {
     "compress": "Compress a model to int4 and report what it cost.",
     "bench": "Measure a model's speed against this machine's limits.",
     "eval": "Compare a compressed model with its original.",
+    "drill": "Practise the loss of each provider, and report who answered.",
     "doctor": "Check this machine and say what was chosen and why.",
     "config": "Show, write and check the settings.",
     "completion": "Print the completion script of a shell.",
