@@ -69,6 +69,12 @@ class AnthropicWire:
         own = relayed(request)
         return msgspec.json.encode(self._encoded(request)) if own is None else own
 
+    def counted_body(self, request: Request) -> bytes:
+        """The same for a count of its tokens, which knows only what the prompt consists of."""
+        whole = self._encoded(request)
+        counted = ("model", "messages", "system", "tools", "tool_choice", "thinking")
+        return msgspec.json.encode({name: whole[name] for name in counted if name in whole})
+
     def reader(self, request: Request) -> MessageReader:
         """For the events of one message."""
         return MessageReader(request, self._name)

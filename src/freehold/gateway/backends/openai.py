@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from freehold.errors import SettingError
+from freehold.gateway.backends.embeddings import MAX_EMBEDDINGS, decode_embeddings, encode_embeddings
 from freehold.gateway.backends.keys import Key
 from freehold.gateway.backends.openai_wire import AzureWire, OpenAIWire
 from freehold.gateway.backends.providers import known
 from freehold.gateway.backends.upstream import ProviderError, UpstreamBackend
+from freehold.gateway.conversation import EmbeddingRequest, Embeddings
+from freehold.gateway.failures import CapabilityError
 from freehold.settings import GuardSettings, UpstreamSettings
 
 __all__ = ["OpenAIBackend", "ProviderError"]
@@ -28,6 +31,23 @@ class OpenAIBackend(UpstreamBackend):
         else:
             wire = OpenAIWire(filled.name, provider)
         super().__init__(filled, guards, wire, None if key is None else (key,))
+        self._addressed = wire
+
+    async def embed(self, request: EmbeddingRequest) -> Embeddings:
+        """Vectors of the inputs, in their order.
+
+        Raises:
+            CapabilityError: no model to ask for.
+            ProviderError: it refused, failed, or answered something else than was asked for.
+        """
+        if not request.model:
+            raise CapabilityError(f"The upstream '{self.name}' has no model configured.", param="model")
+        path = self._addressed.embeddings_path(request.model)
+        answer = await self.whole(path, encode_embeddings(request), MAX_EMBEDDINGS)
+        try:
+            return decode_embeddings(answer, request)
+        except ValueError as problem:
+            raise self.error(f"embeddings that are not as documented ({problem})") from None
 
 
 def _version(upstream: UpstreamSettings) -> str:

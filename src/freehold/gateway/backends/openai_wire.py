@@ -47,6 +47,10 @@ class OpenAIWire:
         """Chat or completions."""
         return "/completions" if request.prompts else "/chat/completions"
 
+    def embeddings_path(self, model: str) -> str:
+        """Where embeddings are made."""
+        return "/embeddings"
+
     def headers(self, key: str) -> dict[str, str]:
         """A bearer token."""
         return {"authorization": f"Bearer {key}"} if key else {}
@@ -85,12 +89,20 @@ class AzureWire(OpenAIWire):
     def check(self, request: Request) -> None:
         """The model's name becomes part of the URL."""
         super().check(request)
-        if not _DEPLOYMENT.fullmatch(request.model):
-            raise CapabilityError(f"'{request.model[:100]}' is no name of a deployment.", param="model")
+        self._below(request.model, "")
 
     def path(self, request: Request) -> str:
         """Below the resource's address."""
-        return f"/openai/deployments/{request.model}{super().path(request)}?api-version={self._version}"
+        return self._below(request.model, super().path(request))
+
+    def embeddings_path(self, model: str) -> str:
+        """Below the resource's address."""
+        return self._below(model, super().embeddings_path(model))
+
+    def _below(self, model: str, path: str) -> str:
+        if not _DEPLOYMENT.fullmatch(model):
+            raise CapabilityError(f"'{model[:100]}' is no name of a deployment.", param="model")
+        return f"/openai/deployments/{model}{path}?api-version={self._version}"
 
     def headers(self, key: str) -> dict[str, str]:
         """Azure's header."""

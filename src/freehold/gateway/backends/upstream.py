@@ -67,7 +67,7 @@ class UpstreamBackend:
         self.wire = wire
         self.keys = KeyRing(read_keys(upstream) if keys is None else keys)
         self._base = checked_url(upstream, bool(self.keys))
-        headers = {"user-agent": f"freehold/{freehold.__version__}", "accept": "text/event-stream"}
+        headers = {"user-agent": f"freehold/{freehold.__version__}"}
         headers["accept-encoding"] = "identity"  # no bombs, and no event waits in a compressor
         timeout = httpx2.Timeout(None, connect=guards.ttft_seconds or None, pool=guards.ttft_seconds or None)
         # Redirects are not followed: a key goes to the host that the user named and to no other.
@@ -109,7 +109,7 @@ class UpstreamBackend:
         self.check(request)
         path, body = self.wire.path(request), self.wire.body(request)
         states = list(self.keys.order())
-        for state, last in zip(states, [False] * (len(states) - 1) + [True], strict=True):
+        for state in states:
             begun = False
             try:
                 async with aclosing(self._asked(state, path, body, request)) as events:
@@ -118,9 +118,47 @@ class UpstreamBackend:
                         yield event
                 return
             except ProviderError as error:
-                if not self.keys.refused(state, error.kind, error.retry_after) or begun or last:
+                if not self._next_key(state, error) or begun or state is states[-1]:
                     raise
-                log.warning("%s: key %d was refused (%s); asking with the next", self.name, state.number, error.kind)
+
+    async def whole(self, path: str, body: bytes, limit: int) -> bytes:
+        """The JSON body of an answer that is not streamed; a key that is refused gives way to the next.
+
+        Raises:
+            ProviderError: refused, failed, not JSON, or longer than `limit` bytes.
+        """
+        states = list(self.keys.order())
+        for state in states[:-1]:
+            try:
+                return await self._fetched(state, path, body, limit)
+            except ProviderError as error:
+                if not self._next_key(state, error):
+                    raise
+        try:
+            return await self._fetched(states[-1], path, body, limit)
+        except ProviderError as error:
+            self._next_key(states[-1], error)
+            raise
+
+    def _next_key(self, state: KeyState, error: ProviderError) -> bool:
+        """Notes a failure; True when it was the key's, so that another may do better."""
+        if not self.keys.refused(state, error.kind, error.retry_after):
+            return False
+        log.warning("%s: key %d of %d was refused (%s)", self.name, state.number, len(self.keys.states), error.kind)
+        return True
+
+    async def _fetched(self, state: KeyState, path: str, body: bytes, limit: int) -> bytes:
+        async with self.opened(state, path, body, accept="application/json") as response:
+            if (found := media_type(response)) != "application/json":
+                raise self.error(f"status 200 with content type '{found}' instead of JSON")
+            answer = bytearray()
+            async with aclosing(response.aiter_raw()) as pieces:
+                async for piece in pieces:
+                    answer += piece
+                    if len(answer) > limit:
+                        raise self.error(f"an answer of more than {limit} bytes")
+            self.keys.worked(state)
+            return bytes(answer)
 
     async def _asked(self, state: KeyState, path: str, body: bytes, request: Request) -> AsyncGenerator[Event, None]:
         """The answer to one attempt with one key."""
@@ -147,9 +185,11 @@ class UpstreamBackend:
             raise self.error(f"{type(error).__name__}: {error}") from None
 
     @asynccontextmanager
-    async def opened(self, state: KeyState, path: str, body: bytes) -> AsyncGenerator[httpx2.Response, None]:
+    async def opened(
+        self, state: KeyState, path: str, body: bytes, accept: str = "text/event-stream"
+    ) -> AsyncGenerator[httpx2.Response, None]:
         """A response with status 200, its body not yet read; transport failures and refusals become ProviderErrors."""
-        headers = {"content-type": "application/json"} | self.wire.headers(state.key.reveal())
+        headers = {"content-type": "application/json", "accept": accept} | self.wire.headers(state.key.reveal())
         try:
             async with self.client.stream("POST", self._base + path, content=body, headers=headers) as response:
                 self.keys.heard(state, response.headers)
