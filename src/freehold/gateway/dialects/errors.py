@@ -13,6 +13,7 @@ import msgspec
 
 from freehold.errors import (
     ContextLengthError,
+    DatabaseError,
     EngineDownError,
     EngineError,
     FreeholdError,
@@ -72,6 +73,8 @@ def envelope(error: Exception, *, field: str = "messages") -> Envelope:
             return Envelope(400, message, INVALID, field, "invalid_messages")
         case UnavailableError():
             return _busy(503, message, "backend_unavailable", error.retry_after)
+        case DatabaseError():
+            return _busy(503, "Keys and budgets can't be checked right now.", "accounts_unavailable", RETRY_SECONDS)
         case OverloadedError():
             return _busy(503, message, "engine_overloaded", RETRY_SECONDS)
         case EngineDownError():

@@ -5,38 +5,27 @@ Knows the wire format only: no model, no backend, no socket.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import msgspec
 
 from freehold.gateway.conversation import (
-    Event,
-    Failed,
-    Finished,
     ImagePart,
     Part,
     Reasoning,
-    ReasoningDelta,
     Request,
     Role,
-    Started,
-    TextDelta,
     TextPart,
-    TokenLogprob,
     Tool,
     ToolCall,
-    ToolCallDelta,
     Turn,
-    Usage,
 )
 from freehold.gateway.dialects import Dialect
 from freehold.gateway.dialects import body as bodies
 from freehold.gateway.dialects.leftovers import clean, unknown
 from freehold.gateway.dialects.neutral import allowed, check_format, check_needs_tools, function_choice
-from freehold.gateway.dialects.openai_fields import DONE, SharedFields, ToolChoice, failure, sse, usage
+from freehold.gateway.dialects.openai_chat_encoder import ChatEncoder
+from freehold.gateway.dialects.openai_fields import SharedFields, ToolChoice
 from freehold.gateway.failures import RequestError
 
 NAME = "openai_chat"
@@ -275,180 +264,6 @@ def _choice(
         param="tool_choice",
         code="invalid_value",
     )
-
-
-@dataclass(slots=True)
-class _Thought:
-    """Thinking of a choice that is not sealed yet, and how many seals there were."""
-
-    text: list[str] = field(default_factory=list)
-    seals: int = 0
-
-
-@dataclass(slots=True)
-class _Choice:
-    """What one choice of a whole answer adds up to."""
-
-    text: list[str] = field(default_factory=list)
-    reasoning: list[str] = field(default_factory=list)
-    details: list[dict[str, Any]] = field(default_factory=list)
-    logprobs: list[TokenLogprob] = field(default_factory=list)
-    calls: dict[int, dict[str, Any]] = field(default_factory=dict)
-    finish: str | None = None
-
-
-class ChatEncoder:
-    """Events as `chat.completion.chunk`s or one `chat.completion`."""
-
-    def __init__(self, request: Request, include_usage: bool) -> None:
-        self._id = "chatcmpl-" + request.id
-        self._created = int(time.time())
-        self._include_usage = include_usage
-        self._logprobs = request.logprobs is not None
-        self._choices = request.choices
-        self._model = request.model
-        self._fingerprint: str | None = None
-        self._request_id = request.id
-        self._called: set[tuple[int, int]] = set()
-        self._thoughts: dict[int, _Thought] = {}
-
-    def chunk(self, event: Event) -> bytes:
-        """One event as SSE; the role comes first for every index, the usage last."""
-        match event:
-            case Started():
-                self._note(event)
-                delta = {"role": "assistant", "content": "", "refusal": None}
-                return b"".join(self._delta(index, delta) for index in range(self._choices))
-            case TextDelta():
-                return self._delta(event.index, {"content": event.text}, event.logprobs)
-            case ReasoningDelta():
-                thought = {"reasoning_content": event.text} if event.text else {}
-                return self._delta(event.index, thought | self._details(event))
-            case ToolCallDelta():
-                return self._delta(event.index, {"tool_calls": [self._call_delta(event)]})
-            case Finished():
-                return self._delta(event.index, {}, finish=event.reason)
-            case Usage():
-                if not self._include_usage:
-                    return b""
-                return sse(self._head("chat.completion.chunk") | {"choices": [], "usage": usage(event)})
-            case Failed():
-                return failure(event)
-
-    def end(self) -> bytes:
-        """The closing mark."""
-        return DONE
-
-    def whole(self, events: Sequence[Event]) -> bytes:
-        """All events as one `chat.completion`."""
-        choices = [_Choice() for _ in range(self._choices)]
-        tokens = Usage(0, 0)
-        for event in events:
-            match event:
-                case Started():
-                    self._note(event)
-                case Usage():
-                    tokens = event
-                case Failed():
-                    raise event.error
-                case ReasoningDelta():
-                    choices[event.index].reasoning.append(event.text)
-                    choices[event.index].details += self._details(event).get("reasoning_details", [])
-                case _:
-                    _add(choices[event.index], event, self._request_id)
-        body = self._head("chat.completion")
-        body["choices"] = [self._choice(index, choice) for index, choice in enumerate(choices)]
-        body["usage"] = usage(tokens)
-        return msgspec.json.encode(body)
-
-    def _note(self, event: Started) -> None:
-        self._model, self._fingerprint = event.model, event.fingerprint
-
-    def _head(self, kind: str) -> dict[str, Any]:
-        return {
-            "id": self._id,
-            "object": kind,
-            "created": self._created,
-            "model": self._model,
-            "system_fingerprint": self._fingerprint,
-        }
-
-    def _delta(
-        self, index: int, delta: dict[str, Any], logprobs: Sequence[TokenLogprob] = (), finish: str | None = None
-    ) -> bytes:
-        shown = {"content": [_logprob(token) for token in logprobs], "refusal": None} if logprobs else None
-        choice = {"index": index, "delta": delta, "logprobs": shown, "finish_reason": finish}
-        body = self._head("chat.completion.chunk") | {"choices": [choice]}
-        return sse(body | {"usage": None} if self._include_usage else body)
-
-    def _details(self, event: ReasoningDelta) -> dict[str, Any]:
-        """The seal of a provider's thinking with all it seals: without it that provider refuses the thinking later."""
-        thought = self._thoughts.setdefault(event.index, _Thought())
-        thought.text.append(event.text)
-        found: list[dict[str, Any]] = []
-        if event.signature is not None:
-            found.append({"type": "reasoning.text", "text": "".join(thought.text), "signature": event.signature})
-            thought.text.clear()
-        if event.redacted is not None:
-            found.append({"type": "reasoning.encrypted", "data": event.redacted})
-        for detail in found:  # clients put list deltas together by their index
-            detail["index"] = thought.seals
-            thought.seals += 1
-        return {"reasoning_details": found} if found else {}
-
-    def _call_delta(self, event: ToolCallDelta) -> dict[str, Any]:
-        """A piece of a call; the first has its id, type and name."""
-        function: dict[str, Any] = {"arguments": event.arguments}
-        first: dict[str, Any] = {}
-        if (event.index, event.call) not in self._called:
-            self._called.add((event.index, event.call))
-            first = {"id": _call_id(event, self._request_id), "type": "function"}
-            function["name"] = event.name or ""
-        elif event.name is not None:
-            function["name"] = event.name
-        return {"index": event.call, **first, "function": function}
-
-    def _choice(self, index: int, choice: _Choice) -> dict[str, Any]:
-        text = "".join(choice.text)
-        message: dict[str, Any] = {"role": "assistant", "content": text, "refusal": None}
-        if choice.reasoning:
-            message["reasoning_content"] = "".join(choice.reasoning)
-        if choice.details:
-            message["reasoning_details"] = choice.details
-        if choice.calls:
-            message["tool_calls"] = [choice.calls[i] for i in sorted(choice.calls)]
-            message["content"] = text or None
-        tokens = {"content": [_logprob(token) for token in choice.logprobs], "refusal": None}
-        return {
-            "index": index,
-            "message": message,
-            "logprobs": tokens if self._logprobs else None,
-            "finish_reason": choice.finish,
-        }
-
-
-def _add(choice: _Choice, event: TextDelta | ToolCallDelta | Finished, request_id: str) -> None:
-    match event:
-        case TextDelta():
-            choice.text.append(event.text)
-            choice.logprobs.extend(event.logprobs)
-        case ToolCallDelta():
-            empty = {"id": _call_id(event, request_id), "type": "function", "function": {"name": "", "arguments": ""}}
-            call = choice.calls.setdefault(event.call, empty)
-            call["function"]["name"] += event.name or ""
-            call["function"]["arguments"] += event.arguments
-        case Finished():
-            choice.finish = event.reason
-
-
-def _call_id(event: ToolCallDelta, request_id: str) -> str:
-    """The call's id; some providers give none."""
-    return event.id or f"call_{request_id}_{event.index}_{event.call}"
-
-
-def _logprob(token: TokenLogprob) -> dict[str, Any]:
-    top = [{"token": t.text, "logprob": t.logprob, "bytes": list(t.bytes)} for t in token.top]
-    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes), "top_logprobs": top}
 
 
 DIALECT = Dialect(decode, "messages", NAME)

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
-from freehold.gateway.conversation import Failed, Sampling, Usage
+from freehold.gateway.conversation import Failed, Sampling, TokenLogprob, Usage
 from freehold.gateway.dialects.errors import envelope
 from freehold.gateway.failures import RequestError
 
@@ -99,6 +99,12 @@ def usage(tokens: Usage) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": tokens.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": tokens.reasoning_tokens},
     }
+
+
+def logprob(token: TokenLogprob) -> dict[str, Any]:
+    """One token with its alternatives."""
+    top = [{"token": t.text, "logprob": t.logprob, "bytes": list(t.bytes)} for t in token.top]
+    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes), "top_logprobs": top}
 
 
 def sse(payload: object) -> bytes:

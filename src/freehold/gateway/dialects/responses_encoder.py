@@ -27,6 +27,7 @@ from freehold.gateway.conversation import (
 )
 from freehold.gateway.dialects.errors import envelope
 from freehold.gateway.dialects.items import Closed, Grown, Item, Items, Opened, Step
+from freehold.gateway.dialects.openai_fields import logprob
 
 _INCOMPLETE = {"length": "max_output_tokens", "content_filter": "content_filter"}
 _PREFIX = {"text": "msg", "reasoning": "rs", "call": "fc"}
@@ -222,7 +223,7 @@ class ResponsesEncoder:
         return {"type": f"{name}.done", **place, "text": item.text}
 
     def _shown(self, tokens: Sequence[TokenLogprob]) -> list[dict[str, Any]]:
-        return [_logprob(token) for token in tokens] if self._logprobs else []
+        return [logprob(token) for token in tokens] if self._logprobs else []
 
     def _sse(self, payload: dict[str, Any]) -> bytes:
         """A server-sent event with its type as its name and the next number."""
@@ -241,8 +242,3 @@ def _usage(tokens: Usage) -> dict[str, Any]:
         "output_tokens_details": {"reasoning_tokens": tokens.reasoning_tokens},
         "total_tokens": tokens.prompt_tokens + tokens.completion_tokens,
     }
-
-
-def _logprob(token: TokenLogprob) -> dict[str, Any]:
-    top = [{"token": t.text, "logprob": t.logprob, "bytes": list(t.bytes)} for t in token.top]
-    return {"token": token.text, "logprob": token.logprob, "bytes": list(token.bytes), "top_logprobs": top}
