@@ -23,6 +23,7 @@ def test_the_written_file_changes_nothing_and_its_comments_are_the_defaults(tmp_
     enabled = load(file, environment={})
     assert [getattr(enabled, section) for section in SECTIONS] == [getattr(Settings(), section) for section in SECTIONS]
     assert [upstream.name for upstream in enabled.upstreams] == ["standby"]
+    assert [(route.model, route.router.policy) for route in enabled.routes] == [("gpt-4o*", "cheapest")]
 
 
 def test_init_writes_once_and_replaces_only_when_forced(freehold: Run, tmp_path: Path) -> None:

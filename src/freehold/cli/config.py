@@ -39,11 +39,16 @@ def show(config: Path | None, as_json: bool) -> None:
     values = _values(settings)
     if as_json:
         upstreams = [dataclasses.asdict(upstream) for upstream in settings.upstreams]
-        emit_json({"settings": values, "upstreams": upstreams})
+        routes = [dataclasses.asdict(route) for route in settings.routes]
+        emit_json({"settings": values, "upstreams": upstreams, "routes": routes})
         return
     emit(table([(v["name"], str(v["value"]), v["origin"]) for v in values], ("SETTING", "VALUE", "FROM")))
     for upstream in settings.upstreams:
         emit(f"upstream {upstream.name}: {upstream.model or 'any model'} at {upstream.base_url}")
+    for route in settings.routes:
+        emit(
+            f"route {route.model}: {', '.join(route.to) or 'the core, then the standbys'}; policy {route.router.policy}"
+        )
 
 
 @command.command("path")
@@ -130,6 +135,12 @@ _UPSTREAM = [
     '# base_url = "https://provider.example/v1"',
     '# model = "its-model-name"',
     '# key_env = "STANDBY_API_KEY"',
+    "",
+    "# Who answers for some models; what a route leaves out, [router] says. The first that matches counts.",
+    "# [[route]]",
+    '# model = "gpt-4o*"',
+    '# to = ["local", "standby", "standby.another-model"]',
+    '# policy = "cheapest"',
     "",
 ]
 

@@ -33,6 +33,7 @@ VERBS = {
     "bench": "Measure a model's speed against this machine's limits.",
     "eval": "Compare a compressed model with its original.",
     "drill": "Practise the loss of each provider, and report who answered.",
+    "route": "Say which backends would be asked, in which order and why.",
     "doctor": "Check this machine and say what was chosen and why.",
     "config": "Show, write and check the settings.",
     "completion": "Print the completion script of a shell.",
