@@ -70,9 +70,6 @@ class ServerSettings:
         30.0, "Longest wait for a client's headers, and for its body; 0 = for ever.", minimum=0
     )
     log_format: str = _setting("text", "Log lines for people, or as JSON objects.", choices=("text", "json"))
-    trace_endpoint: str = _setting(
-        "", "OTLP/HTTP address that gets OpenTelemetry spans (extra `otel`); empty = no tracing."
-    )
 
 
 @dataclass(frozen=True, slots=True)
