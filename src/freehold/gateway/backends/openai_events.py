@@ -94,6 +94,13 @@ class WireToolCall(msgspec.Struct):
     function: WireFunction | None = None
 
 
+class WireThought(msgspec.Struct):
+    """Sealed thinking (https://openrouter.ai/docs/use-cases/reasoning-tokens); its text comes as `reasoning` too."""
+
+    signature: str | None = None
+    data: str | None = None
+
+
 class WireDelta(msgspec.Struct):
     """What is new in a chat chunk. Thinking goes by two names among providers."""
 
@@ -101,6 +108,7 @@ class WireDelta(msgspec.Struct):
     refusal: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
+    reasoning_details: list[WireThought] | None = None
     tool_calls: list[WireToolCall] | None = None
     function_call: WireFunction | None = None  # OpenAI's name for a single call, before there could be several
 
@@ -204,6 +212,9 @@ class ChunkReader:
         logprobs = choice.logprobs.neutral() if choice.logprobs else ()
         if thought := delta.reasoning_content or delta.reasoning:
             events.append(ReasoningDelta(thought, index))
+        for seal in delta.reasoning_details or ():
+            if seal.signature or seal.data:
+                events.append(ReasoningDelta("", index, seal.signature, seal.data))
         if text or logprobs:
             events.append(TextDelta(text, logprobs, index))
         events += self._tool_calls(delta, index)

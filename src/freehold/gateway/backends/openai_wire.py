@@ -134,7 +134,8 @@ def relayed(request: Request, provider: Provider) -> bytes | None:
     Parameters that the neutral request has lost since (the router takes away what is not portable) are lost here too, and
     the limit goes by the provider's name for it.
     """
-    if not request.body or request.continue_from:
+    strict = not (provider.extensions or provider.thinking)  # such providers refuse messages with thinking in them
+    if not request.body or request.continue_from or (strict and any(turn.reasoning for turn in request.turns)):
         return None
     try:
         own = JsonObject(request.body)
