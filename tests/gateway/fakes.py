@@ -69,7 +69,8 @@ class FakeEngine:
         self.requests.append(request)
         if self.error is not None:
             raise self.error
-        text = self._reply(self.tokenizer.decode(request.prompt, skip_special=False), request)
+        prompt = self.tokenizer.decode(request.prompt, skip_special=False) + request.begin
+        text = request.begin + self._reply(prompt, request)
         ids = self.tokenizer.encode(text)
         limit = request.sampling.max_tokens or len(ids) + 1
         end = min(self.tokenizer.eos)

@@ -7,6 +7,9 @@ and time, so that a hostile schema can't hold up a step. Knows tokens as ids and
 
 from __future__ import annotations
 
+import itertools
+import json
+import re
 import threading
 import time
 from collections import OrderedDict
@@ -34,8 +37,6 @@ KEPT = 64
 
 # Fuel per token, half of llguidance's default: about 7 ms of lexing and 1 ms of parsing at most (its ParserLimits).
 _LIMITS = llguidance.LLParserLimits(step_lexer_fuel=100_000, step_max_items=25_000, verbose_errors=False)
-
-I64 = NDArray[np.int64]
 
 
 class GrammarStuck(Exception):
@@ -97,12 +98,11 @@ class _Tokens:
 class Matcher:
     """One output on its way through a grammar."""
 
-    def __init__(self, matcher: llguidance.LLMatcher, size: int) -> None:
+    def __init__(self, matcher: llguidance.LLMatcher) -> None:
         self._matcher = matcher
-        self._size = size
 
-    def allowed(self) -> I64:
-        """Ids that may come next.
+    def allowed(self) -> NDArray[np.uint8]:
+        """Which ids may come next, one bit each, the lowest first.
 
         Raises:
             GrammarStuck: a limit was hit, or nothing fits.
@@ -110,10 +110,9 @@ class Matcher:
         bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
         if self._matcher.is_error():
             raise GrammarStuck(f"the grammar can't be followed further: {_first_line(self._matcher.get_error())}")
-        ids = np.flatnonzero(np.unpackbits(bits, bitorder="little")[: self._size])
-        if not len(ids):
+        if not bits.any():
             raise GrammarStuck("the grammar can't be followed further: no token fits")
-        return ids
+        return bits
 
     def take(self, token: int) -> bool:
         """Go on by one token; False when it does not fit (and `allowed` will say so)."""
@@ -170,7 +169,6 @@ class Grammars:
         self._lock = threading.Lock()  # held for moments only: the engine's own thread takes it too
         self._loading = threading.Lock()
         self._tokenizer: llguidance.LLTokenizer | None = None
-        self._size = 0
         self._kept: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
         self._compiling = 0
 
@@ -212,7 +210,7 @@ class Grammars:
         for place, token in enumerate(output):
             if not matcher.consume_token(token):
                 raise UsageError(f"the text to be continued does not follow the grammar (token {place + 1})")
-        return Matcher(matcher, self._size)
+        return Matcher(matcher)
 
     def _compiled(self, source: str) -> llguidance.LLMatcher:
         """A matcher at the beginning, to be copied."""
@@ -243,11 +241,17 @@ class Grammars:
             tokens = _Tokens(vocabulary)
             self._tokenizer = llguidance.LLTokenizer(tokens, eos_token=list(vocabulary.eos))  # type: ignore[arg-type]
             tokens.greedy = self._tokenizer.greedy_tokenize
-            self._size = len(vocabulary.tokens)
         return self._tokenizer
 
 
+def beginning(text: str) -> str:
+    """The grammar of any text that begins with `text`."""
+    return f"start: {json.dumps(text, ensure_ascii=False)} REST\nREST: /(.|\\n)*/\n"
+
+
 def _first_line(text: str) -> str:
-    """llguidance's reason, without the state that may follow it."""
-    lines = [line.strip() for line in text.splitlines() if line.strip() and not line.startswith("<")]
-    return " ".join(lines)[:300] or "no reason given"
+    """llguidance's reason, without the place in the grammar (" 2 | start: ...") and the state that may follow it."""
+    lines = itertools.takewhile(lambda line: not re.match(r"\s*\d+ \| ", line), text.splitlines())
+    words = " ".join(line.strip() for line in lines if line.strip() and not line.startswith("<"))
+    words = re.sub(r"^at \d+\(\d+\): ", "", words)
+    return words[:300] or "no reason given"

@@ -98,6 +98,8 @@ class GenerateRequest:
         grammar: what the output must follow, as `grammar.Grammars` takes it.
         replayed: so many ids at the end of the prompt are earlier output: to penalties, seed and grammar they count as
             such, so that the output goes on as if it had never been cut.
+        begin: text the output begins with, in whatever tokens: the end of a prompt whose last token was cut off, as text
+            need not end where a token does. A `grammar` given beside it must allow for it.
         pooling: one of POOLINGS: no token is generated, the pooled hidden states come back as `TokenOutput.embedding`.
 
     Raises:
@@ -109,6 +111,7 @@ class GenerateRequest:
     sampling: Sampling = field(default_factory=Sampling)
     grammar: str | None = None
     replayed: int = 0
+    begin: str = ""
     pooling: str | None = None
 
     def __post_init__(self) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from freehold.engine.blocks import PageAllocator
 from freehold.engine.embedding import HIDDEN, FinalNorm
-from freehold.engine.grammar import Compilation, Grammars, Vocabulary
+from freehold.engine.grammar import Compilation, Grammars, Vocabulary, beginning
 from freehold.engine.loading import Precision, load_weights
 from freehold.engine.memory import give_back, kv_pages
 from freehold.engine.models import program_for
@@ -169,10 +169,11 @@ class Engine:
             raise UnsupportedError("an engine made from parts has no embeddings")
         sampler = SamplerState(request.sampling, request.prompt, request.replayed)
         sequence = Sequence(request, self._arrivals, limit, sampler)
-        if request.grammar is None:
+        grammar = request.grammar or (beginning(request.begin) if request.begin else None)
+        if grammar is None:
             self._scheduler.add(sequence)
         else:
-            self._compiling.append((sequence, self._compile(request, request.grammar)))
+            self._compiling.append((sequence, self._compile(request, grammar)))
         self._arrivals += 1
         self._prompt_tokens += len(request.prompt)
 

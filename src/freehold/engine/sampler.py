@@ -29,7 +29,7 @@ NOT_FINITE = "the model's logits are not finite numbers"
 class Constraint(Protocol):
     """What an output must follow; `grammar.Matcher` is one."""
 
-    def allowed(self) -> I64: ...  # noqa: D102
+    def allowed(self) -> NDArray[np.uint8]: ...  # noqa: D102
 
     def take(self, token: int, /) -> bool: ...  # noqa: D102
 
@@ -123,7 +123,10 @@ def _pick(logits: F32, state: SamplerState, best: int) -> int:
     plain = _plain(state.sampling)
     if state.constraint is None:
         return best if plain else _choose(logits, state)
-    allowed = state.constraint.allowed()
+    bits = state.constraint.allowed()
+    if plain and bits[best >> 3] >> (best & 7) & 1:
+        return best
+    allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little", count=len(logits)))
     if plain:
         return int(allowed[logits[allowed].argmax()])
     masked = np.full_like(logits, -np.inf)

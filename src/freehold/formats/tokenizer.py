@@ -139,9 +139,20 @@ class Tokenizer:
         stream = self.stream(skip_special=skip_special, continuing=continuing)
         return "".join([*map(stream.push, ids), stream.flush()])
 
-    def stream(self, *, skip_special: bool = True, continuing: bool = False) -> Detokenizer:
-        """Incremental decoding; gives exactly what `decode` gives with the same arguments."""
+    def stream(
+        self, *, skip_special: bool = True, continuing: bool = False, keep: frozenset[int] = frozenset()
+    ) -> Detokenizer:
+        """Incremental decoding; gives exactly what `decode` gives with the same arguments.
+
+        Args:
+            keep: control tokens that are shown nevertheless.
+        """
         shown = self._shown if skip_special else self.token_bytes
+        if keep and skip_special:
+            return Detokenizer(
+                lambda id: self.token_bytes(id) if id in keep else self._shown(id),
+                drop_space=self._parts.drop_space and not continuing,
+            )
         return Detokenizer(shown, drop_space=self._parts.drop_space and not continuing)
 
     def token_bytes(self, id: int) -> bytes:

@@ -110,6 +110,7 @@ class Request:
         continue_from: text of the only choice that the client has already; the answer goes on behind its last character.
         dialect: the client's, by name, and `body`, the request as it came: for an upstream that speaks the same.
         key_id: of the virtual key that asks; empty when keys are not used.
+        backends: names of those that may answer, because the key may use them and they can be paid; None = all.
         session: which conversation it belongs to, when the client says so in a header.
         dropped: fields of `body` that the neutral form does not carry; whoever relays `body` itself loses nothing.
         truncate: the oldest turns may be left out of a conversation that does not fit the context.
@@ -139,6 +140,7 @@ class Request:
     dialect: str = ""
     body: bytes = field(default=b"", repr=False)
     key_id: str = ""
+    backends: frozenset[str] | None = None
     session: str = ""
     dropped: tuple[str, ...] = ()
     truncate: bool = False
@@ -222,11 +224,17 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A choice is complete: exactly one per index. `stop_sequence`: the client's stop string that ended it."""
+    """A choice is complete: exactly one per index.
+
+    Args:
+        stop_sequence: the client's stop string that ended it.
+        mean_logprob: of the choice's tokens, where log probabilities were asked for and the backend knows them all.
+    """
 
     reason: FinishReason
     index: int = 0
     stop_sequence: str | None = None
+    mean_logprob: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

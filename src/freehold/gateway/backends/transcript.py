@@ -23,11 +23,11 @@ class Detokenizer(Protocol):
     def flush(self) -> str: ...  # noqa: D102
 
 
-class Transcript:
-    """Detokenizes, holds back possible stop strings, and lines log probabilities up with the text they begin in."""
+class Content:
+    """Text that is the answer: holds back possible stop strings, and lines log probabilities up with their text."""
 
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
-        self._detokenizer = detokenizer
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
         self._matcher = StopMatcher(stops)
         self._waiting: deque[tuple[int, TokenLogprob]] = deque()
         self._seen = 0
@@ -38,17 +38,36 @@ class Transcript:
         """Whether a stop string completed: nothing more will be shown."""
         return self._matcher.hit is not None
 
-    def push(self, token: int, logprob: TokenLogprob | None = None) -> Shown:
-        """Text that can be shown now that `token` is known, and the tokens that begin in it."""
-        if logprob is not None:
-            self._waiting.append((self._seen, logprob))
-        text = self._detokenizer.push(token)
+    @property
+    def stop(self) -> str | None:
+        """The stop string that completed."""
+        return self._matcher.hit
+
+    def resume(self, text: str) -> int:
+        """The answer goes on behind `text`, where a stop string may have begun; how much of it will come out again."""
+        held = len(text) - len(self._matcher.push(text))
+        if self.stopped:  # stop strings inside of what was there before mean nothing now
+            self._matcher, held = StopMatcher(self._stops), 0
+        self._seen += held
+        return held
+
+    def note(self, logprob: TokenLogprob) -> None:
+        """A token that begins where the text now ends."""
+        self._waiting.append((self._seen, logprob))
+
+    def forget(self) -> None:
+        """The tokens that begin where the text now ends were no text of the answer."""
+        while self._waiting and self._waiting[-1][0] >= self._seen:
+            self._waiting.pop()
+
+    def feed(self, text: str) -> Shown:
+        """What can be shown now that the text goes on, and the tokens that begin in it."""
         self._seen += len(text)
         return self._show(self._matcher.push(text))
 
-    def close(self) -> Shown:
-        """What was held back, at the end of the tokens."""
-        text = self._matcher.push(self._detokenizer.flush())
+    def end(self, text: str = "") -> Shown:
+        """What was held back, at the end of the text, and `text` before it."""
+        text = self._matcher.push(text)
         if not self.stopped:
             text += self._matcher.flush()
         shown, logprobs = self._show(text)
@@ -63,3 +82,26 @@ class Transcript:
         while self._waiting and self._waiting[0][0] < self._shown:
             ready.append(self._waiting.popleft()[1])
         return text, tuple(ready)
+
+
+class Transcript:
+    """Tokens in, an answer's text out: a detokenizer in front of `Content`."""
+
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
+        self._detokenizer = detokenizer
+        self._content = Content(stops)
+
+    @property
+    def stopped(self) -> bool:
+        """Whether a stop string completed: nothing more will be shown."""
+        return self._content.stopped
+
+    def push(self, token: int, logprob: TokenLogprob | None = None) -> Shown:
+        """Text that can be shown now that `token` is known, and the tokens that begin in it."""
+        if logprob is not None:
+            self._content.note(logprob)
+        return self._content.feed(self._detokenizer.push(token))
+
+    def close(self) -> Shown:
+        """What was held back, at the end of the tokens."""
+        return self._content.end(self._detokenizer.flush())
