@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -25,6 +24,8 @@ def command(context: click.Context, settings: Settings, as_json: bool) -> None:
     byte reaches a real one, and no key is read. Without a settings file a built-in example is drilled: the local model
     with one OpenAI-like and one Anthropic-like standby. Exit code 1 when a request was lost.
     """
+    import asyncio
+
     from freehold.gateway.drill import EXAMPLE, drill
     from freehold.gateway.service import load_core
 

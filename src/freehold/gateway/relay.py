@@ -14,8 +14,16 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
-from freehold.errors import ContextLengthError, EngineError, FreeholdError, TemplateError, UpstreamError, UsageError
-from freehold.gateway.backends import lost
+from freehold.errors import (
+    ContextLengthError,
+    EngineDownError,
+    EngineError,
+    FreeholdError,
+    TemplateError,
+    UpstreamError,
+    UsageError,
+)
+from freehold.gateway.backends import Backend, lost
 from freehold.gateway.confidence import Draft
 from freehold.gateway.continuation import Count, Delivered
 from freehold.gateway.conversation import (
@@ -70,6 +78,7 @@ class _Run:
     continued: list[str] = field(default_factory=list)
     unfit: list[Candidate] = field(default_factory=list)  # can't continue this answer
     broke: Candidate | None = None
+    crashed: bool = False  # it was an engine that died
 
 
 class Relay:
@@ -92,6 +101,7 @@ class Relay:
         self._router = router
         self._guards = guards
         self._on_failover = on_failover
+        self.stream: Callable[[Backend, Request], AsyncGenerator[Event, None]] = _stream  # may be put under measure
         self._on_break = on_break
 
     async def open(self, request: Request) -> Exchange:
@@ -173,7 +183,7 @@ class Relay:
         self, run: _Run, broken: Candidate, given: Delivered, error: FreeholdError
     ) -> AsyncGenerator[Event, None]:
         """The rest of an answer whose backend broke; ends in `Failed` when nobody can say it."""
-        run.broke = broken
+        run.broke, run.crashed = broken, isinstance(error, EngineDownError)
         given.breaks(_counter(run.candidates))
         attempts = 0
         while given.open:
@@ -189,7 +199,7 @@ class Relay:
                     async for event in events:
                         yield event
             except FreeholdError as again:
-                error, run.broke = again, found
+                error, run.broke, run.crashed = again, found, isinstance(again, EngineDownError)
                 given.breaks(_counter(run.candidates))
         for event in given.end():
             yield event
@@ -243,6 +253,8 @@ class Relay:
             if candidate.backend.state == "ready" and candidate is not run.broke:
                 return candidate
         for candidate in able:
+            if candidate is run.broke and not run.crashed:
+                continue  # an engine that lives and failed at this text would fail at it again
             if _continues(candidate) and await self._comes_back(candidate, min(run.deadline, self._idle())):
                 return candidate
         return None
@@ -331,7 +343,7 @@ class _Attempt:
         self._began = asyncio.get_running_loop().time()
         try:
             if self._stream is None:
-                self._stream = self.candidate.backend.stream(self._request)
+                self._stream = self._relay.stream(self.candidate.backend, self._request)
             async with asyncio.timeout_at(limit):
                 event = await anext(self._stream, None)
         except TimeoutError:
@@ -387,6 +399,10 @@ class _Attempt:
 
 class _OutOfTime(UpstreamError):
     """The request's total time is over; its last backend need not be to blame."""
+
+
+def _stream(backend: Backend, request: Request) -> AsyncGenerator[Event, None]:
+    return backend.stream(request)
 
 
 def _after(seconds: float) -> float:
