@@ -332,7 +332,7 @@ def _m001_money(transaction: Transaction) -> None:
             completion_tokens bigint not null, cached_tokens bigint not null, cache_write_tokens bigint not null,
             reasoning_tokens bigint not null, estimated integer not null, seconds double precision,
             finished integer not null, failure text, nanos bigint, price_snapshot text not null,
-            primary key (request_id, part))""",
+            primary key (request_id, at, part))""",
         "create index usage_by_time on usage (at)",
     ):
         transaction.run(statement)

@@ -18,7 +18,7 @@ from freehold.errors import UsageError
 _COLUMNS = tuple(item.name for item in dataclasses.fields(UsageRow))
 _INSERT = (
     f"insert into usage ({', '.join(_COLUMNS)}) values ({', '.join(':' + name for name in _COLUMNS)}) "  # noqa: S608
-    "on conflict (request_id, part) do nothing"  # (names of our own fields)
+    "on conflict (request_id, at, part) do nothing"  # (names of our own fields)
 )
 _SELECT = f"select {', '.join(_COLUMNS)} from usage where at >= :since and request_id > :after "  # noqa: S608
 PAGE = 10_000
@@ -42,7 +42,7 @@ def read(database: Database, since: int = 0) -> Iterator[UsageRow]:
     after = ""
     while True:
         values = {"since": since, "after": after, "page": PAGE}
-        page = database.now(lambda t, v=values: t.rows(_SELECT + "order by request_id, part limit :page", **v))  # type: ignore[misc]
+        page = database.now(lambda t, v=values: t.rows(_SELECT + "order by request_id, at, part limit :page", **v))  # type: ignore[misc]
         rows = [UsageRow(*values) for values in page]
         if len(rows) < PAGE:
             yield from rows

@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from freehold.gateway.access import Door
 from freehold.gateway.conversation import Request as Asked
-from freehold.gateway.counting import count_tokens, embed
+from freehold.gateway.counting import count_tokens
 from freehold.gateway.dialects import Dialect, anthropic_messages, openai_embeddings
 from freehold.gateway.dialects.anthropic_messages import DIALECT as MESSAGES
 from freehold.gateway.dialects.errors import INVALID, Envelope
@@ -36,9 +36,12 @@ from freehold.gateway.service import Answer, Gateway, Record
 from freehold.gateway.shelf import Shelf, key_of
 from freehold.gateway.stored import MemoryStore
 from freehold.gateway.truncate import without_oldest
+from freehold.gateway.virtual_keys import KeyRing
 from freehold.settings import Settings
 
 log = logging.getLogger("freehold.gateway")
+
+SESSION_HEADER = "x-freehold-session"
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -56,7 +59,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> Starlette:
     Raises:
         FreeholdError: the settings name a model or key that is not there.
     """
-    gateway = gateway or Gateway.build(settings)
+    gateway = gateway or Gateway.build(settings, accounts=True)
     face = _Face(gateway, int(settings.server.max_body_mb * 2**20))
     shelf = Shelf(MemoryStore())
     app = Starlette(
@@ -75,7 +78,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> Starlette:
             Route("/health", face.health, methods=["GET"]),
             Route("/metrics", face.metrics, methods=["GET"]),
         ],
-        middleware=[Middleware(Door, api_key=settings.server.api_key)],
+        middleware=[Middleware(Door, api_key=settings.server.api_key, ring=_ring(gateway))],
         exception_handlers={HTTPException: _http_error, Exception: _crash},
         lifespan=_lifespan(gateway),
     )
@@ -118,7 +121,8 @@ class _Face:
             try:
                 body = await read_body(http, self._max_body)
                 request, encoder = dialect.decode(body, http.state.request_id)
-                request = replace(request, key_id=key_of(http))
+                session = http.headers.get(SESSION_HEADER, "")
+                request = replace(request, key_id=key_of(http), session=session)
                 answer = await unless_gone(http, self._answer(request))
             except ClientDisconnect:
                 return Response(status_code=CLIENT_GONE)
@@ -163,7 +167,7 @@ class _Face:
             body = await read_body(http, self._max_body)
             request, encoding = openai_embeddings.decode(body, http.state.request_id)
             asked = replace(request, key_id=key_of(http))
-            backend, found = await unless_gone(http, embed(self._gateway.router, asked))
+            backend, found = await unless_gone(http, self._gateway.embed(asked))
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
         except Exception as error:
@@ -201,11 +205,16 @@ class _Face:
         return Response(self._gateway.metrics.text(), headers={"content-type": CONTENT_TYPE})
 
 
+def _ring(gateway: Gateway) -> KeyRing | None:
+    return None if gateway.accounts is None else gateway.accounts.budget.ring
+
+
 def _headers(record: Record) -> dict[str, str]:
     """Who answered, why, and what of the request did not reach them."""
     headers = {"x-freehold-backend": record.backend, "x-freehold-reason": record.reason}
     if record.dropped:
         headers["x-freehold-dropped"] = ",".join(record.dropped)
+    headers |= record.rates
     return {name: value.encode("ascii", "replace").decode() for name, value in headers.items()}
 
 

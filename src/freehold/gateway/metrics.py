@@ -6,13 +6,15 @@ can live in one process. Labels hold names of backends only: a client can't crea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from freehold.engine.request import EngineStats
+from freehold.gateway.breaker import State
 
 PREFIX = "freehold:"
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
@@ -48,6 +50,11 @@ class Metrics:
         self.request_failure = counter("request_failure", "Requests that failed or were left.", [*by, "reason"])
         self.failovers = counter("failovers", "Requests that moved on from a backend.", [*by, "reason"])
         self.alerts = counter("alerts", "Backends quarantined and restored.", [*by, "event"])
+        self.budget_refusals = counter(
+            "budget_refusals", "Requests refused for a key's money, rates or rights.", ["reason"]
+        )
+        self.escalations = counter("escalations", "Drafts of the core that were not sure enough.", ["answered_by"])
+        self.continuations = counter("continuations", "Answers that went on elsewhere after a break.", by)
         if stats is not None:
             self.registry.register(_EngineCollector(stats))
 
@@ -58,6 +65,10 @@ class Metrics:
     def alert(self, backend: str, event: str) -> None:
         """A backend was quarantined, or is back."""
         self.alerts.labels(backend, event).inc()
+
+    def watch(self, backends: Callable[[], Sequence[str]], state: Callable[[str], str]) -> None:
+        """Shows the state of every backend's breaker from now on."""
+        self.registry.register(_BreakerCollector(backends, state))
 
     def text(self) -> bytes:
         """The exposition, as Prometheus reads it."""
@@ -78,3 +89,19 @@ class _EngineCollector(Collector):
         yield GaugeMetricFamily(PREFIX + "kv_cache_usage_perc", "Share of the KV cache in use (1 = all).", used)
         yield CounterMetricFamily(PREFIX + "engine_restarts", "Times the engine was restarted.", value=stats.restarts)
         yield CounterMetricFamily(PREFIX + "num_preemptions", "Sequences preempted.", value=stats.preemptions)
+
+
+class _BreakerCollector(Collector):
+    """One series for each backend and state, 1 for the one it is in: states can be counted and compared over time."""
+
+    def __init__(self, backends: Callable[[], Sequence[str]], state: Callable[[str], str]) -> None:
+        self._backends = backends
+        self._state = state
+
+    def collect(self) -> Iterator[Metric]:
+        family = GaugeMetricFamily(PREFIX + "breaker_state", "State of each breaker.", labels=["backend", "state"])
+        for name in self._backends():
+            now = self._state(name)
+            for state in get_args(State):
+                family.add_metric([name, state], float(state == now))
+        yield family

@@ -200,6 +200,9 @@ class Router:
         return able, refusals
 
     def _check(self, candidate: Candidate) -> None:
+        allowed = candidate.request.backends
+        if allowed is not None and candidate.backend.name not in allowed:
+            raise CapabilityError("This key may not use it, or has no money for it.", code="backend_not_allowed")
         facts = self._facts.get(candidate.backend.name)
         if facts is not None and (missing := missing_ability(candidate.request, facts)) is not None:
             text = f"The upstream '{facts.name}' is declared without '{missing}'."

@@ -45,7 +45,7 @@ def serve(settings: Settings, *, progress: Any = None, announce: Callable[[str],
     """
     check_reach(settings.server)
     with bind(settings.server) as listener:
-        gateway = Gateway.build(settings, progress=progress)
+        gateway = Gateway.build(settings, progress=progress, accounts=True)
         asyncio.run(serve_on(listener, settings, gateway, announce or _to_stderr))
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from freehold.engine.process import EngineProcess
 from freehold.gateway.backends import Backend
@@ -19,6 +19,8 @@ from freehold.gateway.backends.local import LocalBackend, load_text_side
 from freehold.gateway.backends.upstreams import upstream_backend
 from freehold.gateway.confidence import Draft
 from freehold.gateway.conversation import (
+    EmbeddingRequest,
+    Embeddings,
     Event,
     Failed,
     Finished,
@@ -29,7 +31,8 @@ from freehold.gateway.conversation import (
     ToolCallDelta,
     Usage,
 )
-from freehold.gateway.failures import kind_of
+from freehold.gateway.counting import embed
+from freehold.gateway.failures import LimitError, kind_of
 from freehold.gateway.metrics import Metrics
 from freehold.gateway.policy import Policy
 from freehold.gateway.quarantine import QuarantineStore, state_directory
@@ -37,6 +40,10 @@ from freehold.gateway.relay import Exchange, Relay
 from freehold.gateway.router import Router
 from freehold.gateway.watch import Watch
 from freehold.settings import AlertSettings, BreakerSettings, EngineSettings, GuardSettings, Settings, UpstreamSettings
+
+if TYPE_CHECKING:
+    from freehold.gateway.accounts import Accounts
+    from freehold.gateway.budget import Budget, Hold
 
 
 @dataclass(slots=True)
@@ -60,6 +67,8 @@ class Record:
     failure: str | None = None
     draft: Draft | None = None
     continued: list[str] = field(default_factory=list)  # backends that took over after a break, in order
+    key_id: str = ""
+    rates: Mapping[str, str] = field(default_factory=dict)  # headers that tell what is left of the key's rates
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +91,7 @@ class Gateway:
         breaker: when a failing standby is left alone.
         alerts: who is told of quarantines.
         store: keeps quarantines across restarts; None = they end with the process.
+        budget: keys, limits and accounts; None = nobody is limited, nothing is written down.
     """
 
     def __init__(
@@ -95,6 +105,7 @@ class Gateway:
         breaker: BreakerSettings | None = None,
         alerts: AlertSettings | None = None,
         store: QuarantineStore | None = None,
+        budget: Budget | None = None,
     ) -> None:
         self.core = core
         load = None if core is None else lambda: core.engine.stats
@@ -106,14 +117,17 @@ class Gateway:
             core, standbys, clock=clock, policy=policy, upstreams=upstreams, load=load, breaker=self.watch.breaker
         )
         self.relay = Relay(self.router, guards or GuardSettings(), self.metrics.failover, self.watch.pings.wake)
+        self.metrics.watch(lambda: [backend.name for backend in self.router.backends], self.watch.breaker.state)
         self.created = int(time.time())
+        self.accounts = None if budget is None else _accounts(budget, self.router, self.relay)
 
     @classmethod
-    def build(cls, settings: Settings, *, progress: Any = None) -> Gateway:
+    def build(cls, settings: Settings, *, progress: Any = None, accounts: bool = False) -> Gateway:
         """A gateway as the settings say; fetches the model if needed, but starts nothing yet.
 
         Args:
             progress: a `formats.store.Progress` that is told about downloads.
+            accounts: whether keys are known, limits held and usage written down.
 
         Raises:
             FreeholdError: no such model, a broken tokenizer, a missing key.
@@ -128,10 +142,13 @@ class Gateway:
             breaker=settings.breaker,
             alerts=settings.alerts,
             store=QuarantineStore(state_directory(settings.breaker.state_dir)),
+            budget=_budget(settings) if accounts else None,
         )
 
     async def start(self) -> None:
         """Starts every backend; returns when all are ready. Standbys can be used before that."""
+        if self.accounts is not None:
+            await self.accounts.budget.start()
         for backend in reversed(self.router.backends):
             await backend.start()
 
@@ -140,6 +157,8 @@ class Gateway:
         await self.watch.close()
         for backend in self.router.backends:
             await backend.close()
+        if self.accounts is not None:
+            await self.accounts.budget.close()
 
     async def __aenter__(self) -> Gateway:
         try:
@@ -171,22 +190,35 @@ class Gateway:
         Raises:
             FreeholdError: the request is wrong, or nobody could answer.
         """
-        record, began = Record(request.id, request.model), asyncio.get_running_loop().time()
+        record, began = Record(request.id, request.model, key_id=request.key_id), asyncio.get_running_loop().time()
+        hold = None
         try:
+            if self.accounts is not None:
+                request, hold = await self.accounts.begin(request)
+                record.rates = hold.headers
             exchange = await self.relay.open(request)
         except BaseException as error:
+            if self.accounts is not None and hold is not None:
+                self.accounts.end(hold, request.id)
             self.metrics.request_failure.labels("none", _reason(error)).inc()
+            if isinstance(error, LimitError):
+                self.metrics.budget_refusals.labels(error.code or "limit").inc()
             raise
         record.backend, record.model, record.reason = exchange.backend, exchange.model, exchange.reason
         record.dropped, record.draft = exchange.dropped, exchange.draft
         record.continued = exchange.continued
         self.router.answered(request, exchange.backend)
-        return Answer(record, self._measured(exchange, record, began))
+        events = self._measured(exchange, record, began, hold)
+        await anext(events)  # into its `try`: closing it settles even when nobody reads an event
+        return Answer(record, events)
 
-    async def _measured(self, exchange: Exchange, record: Record, began: float) -> AsyncGenerator[Event, None]:
-        """The events, counted and timed as they pass."""
+    async def _measured(
+        self, exchange: Exchange, record: Record, began: float, hold: Hold | None
+    ) -> AsyncGenerator[Event, None]:
+        """The events, counted and timed as they pass; the first is a sign that it has begun."""
         meter = _Meter(self.metrics, record, began, iter(exchange.arrivals))
         try:
+            yield Started(record.model)
             async with aclosing(exchange.events):
                 async for event in exchange.events:
                     meter.note(event)
@@ -195,6 +227,25 @@ class Gateway:
             meter.settle()
             if record.ttft is not None and record.seconds is not None and record.finished and record.failure is None:
                 self.router.measures.note(record.backend, record.ttft, record.seconds, record.completion_tokens)
+            if self.accounts is not None and hold is not None:
+                self.accounts.end(hold, record.request_id)
+
+    async def embed(self, request: EmbeddingRequest) -> tuple[str, Embeddings]:
+        """Vectors, and the backend that made them.
+
+        Raises:
+            FreeholdError: no such model, it does not embed, its backend failed, or the key may not.
+        """
+        if self.accounts is None:
+            return await embed(self.router, request)
+        hold, began = await self.accounts.begin_embedding(request), asyncio.get_running_loop().time()
+        try:
+            backend, found = await embed(self.router, request)
+        except BaseException:
+            self.accounts.budget.settle(hold, request.id, ())
+            raise
+        self.accounts.end_embedding(hold, request, backend, found, asyncio.get_running_loop().time() - began)
+        return backend, found
 
 
 class _Meter:
@@ -238,6 +289,10 @@ class _Meter:
         if record.failure is not None or not record.finished:
             self._metrics.request_failure.labels(name, record.failure or "left").inc()
         self._metrics.e2e_request_latency.labels(name).observe(record.seconds)
+        if record.draft is not None and record.draft.rejected:
+            self._metrics.escalations.labels(name).inc()
+        for other in record.continued:
+            self._metrics.continuations.labels(other).inc()
 
     def _content(self, index: int, now: float) -> None:
         name = self._record.backend
@@ -250,6 +305,22 @@ class _Meter:
 
     def _now(self) -> float:
         return next(self._arrivals, None) or asyncio.get_running_loop().time()
+
+
+def _budget(settings: Settings) -> Budget:
+    """From the settings; imported here, because a model asked in process needs no database."""
+    from freehold.database import Database
+    from freehold.gateway.budget import Budget
+
+    return Budget(
+        Database(settings.database.url), settings=settings.budget, cost=settings.cost, upstreams=settings.upstreams
+    )
+
+
+def _accounts(budget: Budget, router: Router, relay: Relay) -> Accounts:
+    from freehold.gateway.accounts import Accounts
+
+    return Accounts(budget, router, relay)
 
 
 def load_core(settings: EngineSettings, *, progress: Any = None) -> LocalBackend:

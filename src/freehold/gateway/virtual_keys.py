@@ -6,9 +6,10 @@ bits: there is no dictionary to try. Knows the table of keys; no HTTP and no req
 
 from __future__ import annotations
 
+import asyncio
 import fnmatch
 import hashlib
-import hmac
+import logging
 import secrets
 import time
 import zlib
@@ -16,11 +17,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from freehold.database import Database, Transaction, Work
-from freehold.errors import UsageError
+from freehold.errors import DatabaseError, UsageError
+
+log = logging.getLogger("freehold.budget")
 
 PREFIX = "sk-fh-"
 REFRESH_SECONDS = 2.0
-"""How soon a gateway notices that another process made, limited or revoked a key."""
+"""How old knowledge of keys may be before it is renewed in the background, while it is used once more."""
+
+STALE_SECONDS = 30.0
+"""How old it may be at all: without its database a gateway lets nobody in for longer."""
 
 MAX_NAME = 100
 _LIMITS = ("usd_per_day", "usd_per_month", "tokens_per_minute", "requests_per_minute")
@@ -157,6 +163,7 @@ class KeyRing:
         self._keys: dict[str, VirtualKey] = {}  # by digest
         self._by_id: dict[str, VirtualKey] = {}
         self._read_at = float("-inf")
+        self._renewing: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -170,32 +177,46 @@ class KeyRing:
         self._read_at = began
 
     async def look_up(self, key: str) -> VirtualKey | None:
-        """The key's record; None for one that is not in use. Old knowledge is renewed first.
+        """The key's record; None for one that is not in use.
 
-        The table is looked up by digest: how long that takes tells nothing about any key.
+        A known key is found in memory, and what has grown old is renewed behind it: a revoked key works for a few more
+        seconds at most. The table is looked up by digest: how long that takes tells nothing about any key.
 
         Raises:
-            DatabaseError: knowledge is old, and the database can't be asked.
+            DatabaseError: knowledge is too old, and the database can't be asked.
         """
         if not looks_right(key):
             return None
-        if self._clock() - self._read_at > REFRESH_SECONDS:
-            await self.refresh()
         wanted = digest(key)
-        found = self._keys.get(wanted)
-        if found is None and self._clock() - self._read_at > REFRESH_SECONDS / 10:  # made just now, perhaps
+        if self._age > STALE_SECONDS or (wanted not in self._keys and self._age > REFRESH_SECONDS / 10):
+            await self.refresh()  # made just now, perhaps
+        else:
+            self.renew()
+        return self._keys.get(wanted)
+
+    def renew(self) -> None:
+        """Reads the keys again in the background, if that was not done a moment ago."""
+        if self._age > REFRESH_SECONDS and (self._renewing is None or self._renewing.done()):
+            self._renewing = asyncio.get_running_loop().create_task(self._renew())
+
+    async def close(self) -> None:
+        """Waits for what runs in the background."""
+        if self._renewing is not None:
+            await asyncio.wait([self._renewing])
+
+    async def _renew(self) -> None:
+        try:
             await self.refresh()
-            found = self._keys.get(wanted)
-        return found
+        except DatabaseError as error:
+            log.warning("keys can't be read again: %s", error)
+
+    @property
+    def _age(self) -> float:
+        return self._clock() - self._read_at
 
     def by_id(self, id: str) -> VirtualKey | None:
         """A key in use, by its id."""
         return self._by_id.get(id)
-
-
-def same(one: str, other: bytes) -> bool:
-    """Whether two secrets are equal, in a time that does not tell where they differ."""
-    return hmac.compare_digest(one.encode("utf-8", "replace"), other)
 
 
 def _checksum(body: str) -> str:
