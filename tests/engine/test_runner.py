@@ -10,7 +10,8 @@ from tests.engine import tiny
 
 from freehold.engine.models import program_for
 from freehold.engine.request import GenerateRequest, Sampling
-from freehold.engine.runner import NOT_FINITE, Engine, StepError
+from freehold.engine.runner import Engine, StepError
+from freehold.engine.sampler import NOT_FINITE
 from freehold.errors import ContextLengthError, OverloadedError, UsageError
 from freehold.kernels.cpu import available_tiers
 from freehold.kernels.program import Step
