@@ -301,3 +301,38 @@ def test_an_upstream_without_its_key_is_an_error_before_anything_starts(
     upstreams = (UpstreamSettings("one", "https://example.org/v1", key_env="NO_SUCH_KEY"),)
     with pytest.raises(SettingError, match="NO_SUCH_KEY is not set"):
         Gateway.build(Settings(engine=replace(ENGINE, model=str(directory)), upstreams=upstreams))
+
+
+@pytest.mark.usefixtures("slow_restart")
+def test_streams_cut_by_kill_9_go_on_byte_for_byte_when_the_engine_is_back(patient: Path) -> None:
+    long: dict[str, Any] = ENDLESS | {"max_tokens": 400}
+    with fakes.live(gateway(patient, engine=SLOW)) as live:
+
+        async def run() -> None:
+            async with asyncio.timeout(90), asynchronous(live) as client:
+                undisturbed = await asyncio.gather(*[streamed(client, ask(i, **long)) for i in range(2)])
+                begun = asyncio.Event()
+
+                async def one(i: int) -> tuple[str, list[str], int]:
+                    text, finishes, completion = "", [], 0
+                    given = ask(i, **long) | {"stream_options": {"include_usage": True}}
+                    async for chunk in await client.chat.completions.create(stream=True, **given):
+                        completion = chunk.usage.completion_tokens if chunk.usage else completion
+                        for choice in chunk.choices:
+                            text += choice.delta.content or ""
+                            finishes += [choice.finish_reason] if choice.finish_reason else []
+                        if len(text) > 40:
+                            begun.set()
+                    return text, finishes, completion
+
+                running = [asyncio.create_task(one(i)) for i in range(2)]
+                await begun.wait()
+                assert not any(task.done() for task in running)
+                kill(live)
+                ended = await asyncio.gather(*running)
+                assert [text for text, _, _ in ended] == undisturbed
+                assert [finishes for _, finishes, _ in ended] == [["length"]] * 2
+                assert all(abs(tokens - 400) <= 40 for _, _, tokens in ended)
+
+        asyncio.run(run())
+        assert numbers(live)["freehold:engine_restarts_total"] == 1
