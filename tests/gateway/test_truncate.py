@@ -15,15 +15,18 @@ def say(role: Role, text: str) -> Turn:
 
 def call(name: str) -> list[Turn]:
     """A call and its result."""
-    return [Turn("assistant", tool_calls=(ToolCall(name, "f", "{}"),)), Turn("tool", (), tool_call_id=name)]
+    return [
+        Turn("assistant", tool_calls=(ToolCall(name, "f", '{"a": "some value"}'),)),
+        Turn("tool", (), tool_call_id=name),
+    ]
 
 
 def asked(*turns: Turn) -> Request:
     return Request(id="r", model="m", turns=turns, body=b"{}")
 
 
-SLIGHT = ContextLengthError("too long", limit=99, requested=100)
-SYSTEM, QUESTION = say("system", "s" * 50), say("user", "the question")
+SLIGHT = ContextLengthError("too long", limit=99, requested=100)  # a turn is more than enough
+SYSTEM, QUESTION = say("system", "be kind"), say("user", "the question")
 
 
 def left(request: Request, error: Exception) -> list[Turn]:
@@ -33,7 +36,7 @@ def left(request: Request, error: Exception) -> list[Turn]:
 
 
 def test_the_oldest_turn_leaves_first_and_the_system_stays() -> None:
-    turns = [SYSTEM, say("user", "old"), say("assistant", "older"), QUESTION]
+    turns = [SYSTEM, say("user", "some old words"), say("assistant", "some answer"), QUESTION]
     assert left(asked(*turns), SLIGHT) == [SYSTEM, *turns[2:]]
 
 
@@ -49,7 +52,7 @@ def test_the_last_question_stays_however_long_its_tool_loop_is() -> None:
 
 
 def test_a_result_never_stays_without_its_call() -> None:
-    request = asked(say("user", "old"), *call("a"), QUESTION)
+    request = asked(say("user", "some old words"), *call("a"), QUESTION)
     once = without_oldest(request, SLIGHT)
     assert once is not None and [turn.role for turn in once.turns] == ["assistant", "tool", "user"]
     assert left(once, SLIGHT) == [QUESTION]
