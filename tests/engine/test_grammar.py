@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -219,21 +218,3 @@ def test_a_vocabulary_without_an_end_can_not_be_constrained() -> None:
     compilation.wait(30)
     with pytest.raises(UnsupportedError, match="names the end"):
         compilation.result()
-
-
-HOSTILE = [
-    {"type": "string", "pattern": "((a{0,100}){0,100}){0,100}"},
-    {"type": "string", "pattern": "(a|b|ab){0,3000}c"},
-    {"properties": {f"k{i}": {} for i in range(1500)}},
-    {"type": "array", "items": {"type": "array", "items": {"type": "string", "minLength": 99_999}}},
-    {"$defs": {"a": {"$ref": "#/$defs/a"}}, "$ref": "#/$defs/a"},
-    {"anyOf": [{"type": "object", "properties": {f"k{i}_{j}": {} for j in range(20)}} for i in range(50)]},
-]
-
-
-@pytest.mark.parametrize("value", HOSTILE)
-def test_a_hostile_schema_ends_soon_and_holds_up_no_step(value: dict[str, Any]) -> None:
-    began = time.monotonic()
-    outputs = ask(engine(), request("bad", schema(value), max_tokens=8), request("free", None, max_tokens=8))
-    assert len(outputs["free"]) == 8 and outputs["bad"][-1].finish is not None
-    assert time.monotonic() - began < grammar.COMPILE_SECONDS + 5

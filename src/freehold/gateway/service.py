@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from freehold.engine.process import EngineProcess
 from freehold.gateway.backends import Backend
+from freehold.gateway.backends.embedding import pooling_of
 from freehold.gateway.backends.local import LocalBackend, load_text_side
 from freehold.gateway.backends.upstreams import upstream_backend
 from freehold.gateway.confidence import Draft
@@ -329,7 +330,8 @@ def load_core(settings: EngineSettings, *, progress: Any = None) -> LocalBackend
 
     path = store.resolve(settings.model, progress=progress)
     tokenizer, template = load_text_side(path)
-    return LocalBackend(EngineProcess(path, settings), tokenizer, template, public_name(settings.model))
+    engine, (pooling, _) = EngineProcess(path, settings), pooling_of(path)
+    return LocalBackend(engine, tokenizer, template, public_name(settings.model), pooling=pooling)
 
 
 def public_name(reference: str) -> str:

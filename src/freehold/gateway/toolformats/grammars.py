@@ -191,7 +191,7 @@ def _tightened(schema: Any) -> Any:
         if isinstance(out.get(key), list):
             out[key] = [_tightened(value) for value in out[key]]
     combined = {"allOf", "anyOf", "oneOf", "$ref", "patternProperties", "unevaluatedProperties"} & out.keys()
-    if out.get("properties") and not combined:
+    if isinstance(out.get("properties"), dict) and not combined:
         out.setdefault("additionalProperties", False)
     return out
 
