@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import os
 import signal
 import subprocess
 import sys
@@ -219,6 +220,22 @@ def test_a_quarantine_survives_kill_9(tmp_path: Path) -> None:
     assert set(found) == {f"backend-{i}" for i in range(20)} and found["backend-0"].kind == "billing"
     assert [path.name for path in tmp_path.iterdir()] == [FILE]
     assert (tmp_path / FILE).stat().st_mode & 0o777 == 0o600
+
+
+def test_a_quarantine_is_on_the_disk_before_anybody_relies_on_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    flush, put = os.fsync, Path.replace
+
+    def replaced(path: Path, target: Path) -> Path:
+        steps.append("replace")
+        return put(path, target)
+
+    monkeypatch.setattr(os, "fsync", lambda handle: (steps.append("flush"), flush(handle))[1])
+    monkeypatch.setattr(Path, "replace", replaced)
+    QuarantineStore(tmp_path).save({"one": Quarantine("auth", 1.0, 2.0)})
+    assert steps == ["flush", "replace", "flush"]  # the file, then its name
 
 
 def test_a_clock_that_was_set_back_prolongs_no_quarantine_beyond_its_interval(tmp_path: Path) -> None:

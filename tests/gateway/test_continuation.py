@@ -172,6 +172,13 @@ def test_a_stop_string_that_spans_the_cut_still_holds(cut: int) -> None:
     assert len(second.asked) == (1 if cut < at + len("END of") else 0)
 
 
+@pytest.mark.parametrize("cut", range(29, 36))
+def test_what_only_began_like_a_stop_string_is_neither_lost_nor_repeated(cut: int) -> None:
+    first, second = Scripted("one", cut=cut), Scripted("two", continues=True)
+    _, events = run(pair(first, second), ask(**LOCAL, stop=("END of time",)))
+    assert text_of(events) == STORY and len(second.asked) == 1
+
+
 def test_several_breaks_are_mended_one_after_the_other() -> None:
     first, second = Scripted("one", cut=5), Scripted("two", cut=7, continues=True)
     third = Scripted("three", continues=True)
