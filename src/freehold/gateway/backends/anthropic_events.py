@@ -13,7 +13,7 @@ import msgspec
 
 from freehold.errors import UpstreamError
 from freehold.gateway.backends.sse import ServerEvent
-from freehold.gateway.backends.wire import InStreamError
+from freehold.gateway.backends.wire import InStreamError, plain_name
 from freehold.gateway.conversation import (
     Event,
     Finished,
@@ -136,7 +136,7 @@ class MessageReader:
             raise self._wrong("a second message_start")
         self._started = True
         self._count(message.usage)
-        return [Started(message.model or self._model, prompt_tokens=self._usage().prompt_tokens)]
+        return [Started(plain_name(message.model) or self._model, prompt_tokens=self._usage().prompt_tokens)]
 
     def _grow(self, event: WireEvent) -> list[Event]:
         match event.type:

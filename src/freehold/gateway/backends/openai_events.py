@@ -12,7 +12,7 @@ import msgspec
 
 from freehold.errors import UpstreamError
 from freehold.gateway.backends.sse import ServerEvent
-from freehold.gateway.backends.wire import InStreamError
+from freehold.gateway.backends.wire import InStreamError, plain_name
 from freehold.gateway.conversation import (
     Event,
     Finished,
@@ -183,7 +183,7 @@ class ChunkReader:
         events: list[Event] = []
         if not self._started:
             self._started = True
-            events.append(Started(chunk.model or self._model, chunk.system_fingerprint))
+            events.append(Started(plain_name(chunk.model) or self._model, plain_name(chunk.system_fingerprint)))
         if chunk.usage is not None:
             self._usage = chunk.usage.neutral()
         for choice in chunk.choices or ():

@@ -28,7 +28,10 @@ class EventReader:
 
     def __init__(self, max_event: int = MAX_EVENT) -> None:
         self._max = max_event
-        self._tail = b""
+        self._tail = (
+            bytearray()
+        )  # of a line that has not ended; grows in place, or small pieces would cost their square
+        self._inside = False  # the tail holds no line end, nor half of one
         self._size = 0
         self._data: list[str] = []
         self._name = ""
@@ -40,17 +43,26 @@ class EventReader:
         Raises:
             UpstreamError: not UTF-8, or an event longer than allowed.
         """
-        buffer = self._tail + data
+        if self._inside and b"\n" not in data and b"\r" not in data:
+            self._tail += data
+            self._check_size()
+            return []
+        buffer = bytes(self._tail + data)
         if self._first and len(buffer) < 3 and b"\xef\xbb\xbf".startswith(buffer):
-            self._tail = buffer
+            self._tail[:] = buffer
             return []
         if self._first:
             self._first = False
             buffer = buffer.removeprefix(b"\xef\xbb\xbf")
-        lines, self._tail = _lines(buffer)
+        lines, rest = _lines(buffer)
+        self._tail[:] = rest
+        self._inside = not rest.endswith(b"\r")
+        self._check_size()
+        return [event for line in lines if (event := self._line(line)) is not None]
+
+    def _check_size(self) -> None:
         if self._size + len(self._tail) > self._max:
             raise _transport(f"an event of more than {self._max} bytes")
-        return [event for line in lines if (event := self._line(line)) is not None]
 
     def _line(self, raw: bytes) -> ServerEvent | None:
         if not raw:

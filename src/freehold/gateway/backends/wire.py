@@ -5,7 +5,15 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from freehold.gateway.backends.sse import ServerEvent
+from freehold.gateway.classify import one_line
 from freehold.gateway.conversation import Event, Request
+
+MAX_NAME = 256  # characters; models' names have some dozens
+
+
+def plain_name(given: str | None) -> str | None:
+    """A name that a provider gives, fit for logs, labels and headers."""
+    return given if given is None else one_line(given[:MAX_NAME])
 
 
 class InStreamError(Exception):
