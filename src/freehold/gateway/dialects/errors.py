@@ -30,7 +30,9 @@ RETRY_SECONDS = 1
 
 # What a provider's failure means for our client when that provider was addressed by name. Its own status would mislead
 # for auth and billing: those keys are ours, not the client's.
-_UPSTREAM_STATUS = {"rate": 429, "overload": 503, "invalid": 400, "context": 400, "content_policy": 400}
+_UPSTREAM_STATUS = {
+    "rate": 429, "overload": 503, "invalid": 400, "context": 400, "content_policy": 400, "capability": 400,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
