@@ -7,7 +7,7 @@ Codes are OpenAI's (https://platform.openai.com/docs/guides/error-codes and answ
 from __future__ import annotations
 
 import re
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 
@@ -45,6 +45,18 @@ def decode(body: bytes, type_: type[T]) -> T:
     if _deeper_than(body, MAX_DEPTH):
         raise RequestError(f"The JSON body of your request is nested deeper than {MAX_DEPTH} levels.")
     return value
+
+
+def plain(body: bytes) -> Any:
+    """A body that `decode` took, as plain objects; fields it skipped may still hold a number that no float can.
+
+    Raises:
+        RequestError: they do.
+    """
+    try:
+        return msgspec.json.decode(body)
+    except msgspec.ValidationError as error:
+        raise _invalid(str(error)) from None
 
 
 def _plain(error: Exception) -> str:

@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, cast
 
-import msgspec
 from msgspec import inspect
+
+from freehold.gateway.dialects.body import plain
 
 MOST_NAMES = 32
 LONGEST_NAME = 80
@@ -40,7 +41,7 @@ def unknown(body: bytes, type_: type[Any]) -> tuple[str, ...]:
     found: dict[str, None] = {}
     shape = _compiled(cast("Hashable", type_))
     if shape is not None:
-        _walk(msgspec.json.decode(body), shape, "", found)
+        _walk(plain(body), shape, "", found)
     return tuple(found)
 
 

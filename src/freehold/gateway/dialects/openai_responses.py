@@ -184,7 +184,7 @@ def _input(fields: ResponsesBody, body: bytes, memory: Memory) -> list[dict[str,
     if fields.input is None or isinstance(fields.input, str):
         content = [{"type": "input_text", "text": fields.input or ""}]
         return [{"type": "message", "role": "user", "content": content}] if fields.input else []
-    raw: list[dict[str, Any]] = msgspec.json.decode(body)["input"]
+    raw: list[dict[str, Any]] = bodies.plain(body)["input"]
     found = []
     for i, (item, value) in enumerate(zip(fields.input, raw, strict=True)):
         if item.type == "item_reference":
