@@ -127,6 +127,11 @@ class Engine:
         )
         return engine
 
+    def warm(self) -> None:
+        """Begin to make grammars ready, aside: their tables take half a second that the first request need not wait."""
+        if self._grammars is not None:
+            self._grammars.compile(beginning("a"))
+
     @property
     def facts(self) -> ModelFacts:
         """What is loaded; known of engines that `load` made."""

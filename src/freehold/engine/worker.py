@@ -127,7 +127,9 @@ class Worker:
 
 def load_engine(message: wire.Load) -> Engine:
     """The engine that the owner asked for."""
-    return Engine.load(Path(message.model), message.settings, precision=message.precision)  # type: ignore[arg-type]
+    engine = Engine.load(Path(message.model), message.settings, precision=message.precision)  # type: ignore[arg-type]
+    engine.warm()
+    return engine
 
 
 def die_with_parent(parent: int) -> None:
