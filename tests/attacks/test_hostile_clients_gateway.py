@@ -72,8 +72,10 @@ def test_headers_that_never_end_have_a_deadline(live: Live, beginning: bytes) ->
     well(live)
 
 
-def test_a_byte_now_and_then_does_not_move_the_deadline(live: Live) -> None:
+@pytest.mark.parametrize("beginning", [b"", HEAD + b"content-length: 1000\r\n\r\n"], ids=["headers", "body"])
+def test_a_byte_now_and_then_does_not_move_the_deadline(live: Live, beginning: bytes) -> None:
     with connect(live) as client:
+        client.sendall(beginning)
         client.settimeout(PATIENCE / 10)
         began, said = time.monotonic(), b""
         while not said and time.monotonic() - began < 10:
