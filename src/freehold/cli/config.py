@@ -17,7 +17,7 @@ from freehold.settings import SECTIONS, Settings
 OTHER_VARIABLES = {
     f"FREEHOLD_{name}" for name in ("CONFIG", "HOME", "DEBUG", "DATABASE_URL", "AMX_EMULATED", "SANITIZED", "STARTED")
 }
-SECRET = "server.api_key"  # noqa: S105 - its name, not its value
+SECRET = ("server.api_key", "database.url")  # their names; a database's URL may hold a password
 
 _at = click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="Settings file.")
 
@@ -156,5 +156,5 @@ def _values(settings: Settings) -> list[dict[str, Any]]:
     for name, origin in settings.origins.items():
         section, _, item = name.partition(".")
         value = getattr(getattr(settings, section), item)
-        values.append({"name": name, "value": "(set)" if name == SECRET and value else value, "origin": origin})
+        values.append({"name": name, "value": "(set)" if name in SECRET and value else value, "origin": origin})
     return values

@@ -34,6 +34,8 @@ VERBS = {
     "eval": "Compare a compressed model with its original.",
     "drill": "Practise the loss of each provider, and report who answered.",
     "route": "Say which backends would be asked, in which order and why.",
+    "key": "Make, limit and revoke keys for those who share this gateway.",
+    "cost": "Report what was spent, and what it would have cost elsewhere.",
     "doctor": "Check this machine and say what was chosen and why.",
     "config": "Show, write and check the settings.",
     "completion": "Print the completion script of a shell.",

@@ -263,15 +263,18 @@ class Budget:
             else:
                 _report(settlement)
 
+    async def keep(self) -> None:
+        """Renews the reservations of running requests and what is known of keys and spending; writes what is left."""
+        await self.database.run(lambda transaction: renew(transaction, list(self._live), self._micros()))
+        await self.database.run(self._read_spent)
+        await self.ring.refresh()
+        self._write_again()
+
     async def _keep(self) -> None:
-        """Keeps reservations of running requests, and knowledge of keys and spending, from growing old."""
         while True:
             await asyncio.sleep(KEEP_SECONDS)
             try:
-                await self.database.run(lambda transaction: renew(transaction, list(self._live), self._micros()))
-                await self.database.run(self._read_spent)
-                await self.ring.refresh()
-                self._write_again()
+                await self.keep()
             except FreeholdError as error:
                 log.warning("accounting: %s", error)
 
