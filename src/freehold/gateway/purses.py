@@ -54,18 +54,25 @@ def renew(transaction: Transaction, ids: Sequence[str], now: int) -> None:
 
 
 def spend(transaction: Transaction, row: UsageRow) -> None:
-    """Adds a row's cost to what its key and its backend have spent in its day and month."""
+    """Adds a row's cost to what its key (if it has one) and its backend have spent in its day and month."""
     at = datetime.fromtimestamp(row.at / 1_000_000, UTC)
-    for scope, subject in (("key", row.key_id), ("backend", row.backend)):
-        for period in (at.strftime(DAY), at.strftime(MONTH)):
-            transaction.run(
-                "insert into spending (scope, subject, period, nanos) values (:scope, :subject, :period, :nanos) "
-                "on conflict (scope, subject, period) do update set nanos = spending.nanos + excluded.nanos",
-                scope=scope,
-                subject=subject,
-                period=period,
-                nanos=row.nanos,
-            )
+    transaction.run(
+        _SPEND_BOTH if row.key_id else _SPEND_BACKEND,
+        backend=row.backend,
+        day=at.strftime(DAY),
+        month=at.strftime(MONTH),
+        nanos=row.nanos,
+        **({"key": row.key_id} if row.key_id else {}),
+    )
+
+
+_SPEND = (
+    "insert into spending (scope, subject, period, nanos) values "
+    "('backend', :backend, :day, :nanos), ('backend', :backend, :month, :nanos)"
+)
+_ADD = " on conflict (scope, subject, period) do update set nanos = spending.nanos + excluded.nanos"
+_SPEND_BACKEND = _SPEND + _ADD
+_SPEND_BOTH = _SPEND + ", ('key', :key, :day, :nanos), ('key', :key, :month, :nanos)" + _ADD
 
 
 def spent(transaction: Transaction, scope: str, subject: str, day: str, month: str) -> tuple[int, int]:
