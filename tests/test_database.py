@@ -107,13 +107,23 @@ def test_two_processes_take_turns_and_no_update_is_lost(database_url: str) -> No
         "def add(t):\n"
         "    row = t.one(\"select nanos from spending where subject = 'k'\")\n"
         "    t.run(\"update spending set nanos = :n where subject = 'k'\", n=row[0] + 1)\n"
-        "with Database(sys.argv[1]) as d:\n    [d.now(add) for _ in range(100)]\n"
+        "with Database(sys.argv[1]) as d:\n"
+        "    print('ready', flush=True)\n    sys.stdin.readline()\n    [d.now(add) for _ in range(400)]\n"
     )
     with Database(database_url) as database:
         database.now(spend(0))
-        processes = [subprocess.Popen([sys.executable, "-c", program, database_url]) for _ in range(2)]
-        assert [process.wait(60) for process in processes] == [0, 0]
-        assert database.now(spend(0)) == 200
+        command, pipe = [sys.executable, "-c", program, database_url], subprocess.PIPE
+        processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) for _ in range(2)]
+        for process in processes:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        for process in processes:  # both are there: let them race
+            assert process.stdin is not None
+            process.stdin.write("go\n")
+            process.stdin.flush()
+        for process in processes:
+            process.communicate(timeout=60)
+        assert [process.returncode for process in processes] == [0, 0]
+        assert database.now(spend(0)) == 800
 
 
 def test_a_killed_process_loses_no_committed_row(database_url: str) -> None:
