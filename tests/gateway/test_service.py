@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -252,14 +253,27 @@ def test_requests_are_answered_by_the_standby_while_the_model_loads(directory: P
             assert live.lines[0] == f"export OPENAI_BASE_URL={live.url}/v1"
 
 
-def test_a_model_that_can_not_be_loaded_ends_the_server_with_its_reason(directory: Path, tmp_path: Path) -> None:
-    import shutil
+@pytest.fixture
+def broken(directory: Path, tmp_path: Path) -> Path:
+    """A model whose weights end early."""
+    copy = shutil.copytree(directory, tmp_path / "broken")
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    return copy
 
+
+def test_a_model_that_can_not_be_loaded_leaves_the_answers_to_the_standby(broken: Path) -> None:
+    with provider([GOOD]) as found, fakes.live(gateway(broken, fakes.upstream(found.url))) as live:
+        with openai.OpenAI(base_url=live.url + "/v1", api_key="none", max_retries=0) as client:
+            raw = client.chat.completions.with_raw_response.create(**ask(0))
+        assert raw.headers["x-freehold-backend"] == "openai"
+        health = httpx2.get(live.url + "/health").json()
+        assert health["status"] == "degraded" and health["backends"][0]["state"] == "down"
+
+
+def test_a_model_that_can_not_be_loaded_ends_the_server_with_its_reason(broken: Path) -> None:
     from freehold.errors import FreeholdError
 
-    broken = shutil.copytree(directory, tmp_path / "broken")
-    weights = broken / "model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(FreeholdError, match="safetensors"), fakes.live(gateway(broken)):
         pytest.fail("it should not have become ready")
 

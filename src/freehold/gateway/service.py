@@ -6,6 +6,7 @@ Owns the backends' lives and measures every exchange. Knows no dialect and no we
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from freehold.engine.process import EngineProcess
+from freehold.errors import FreeholdError
 from freehold.gateway.backends import Backend
 from freehold.gateway.backends.embedding import pooling_of
 from freehold.gateway.backends.local import LocalBackend, load_text_side
@@ -45,6 +47,9 @@ from freehold.settings import AlertSettings, BreakerSettings, EngineSettings, Gu
 if TYPE_CHECKING:
     from freehold.gateway.accounts import Accounts
     from freehold.gateway.budget import Budget, Hold
+
+
+log = logging.getLogger("freehold.gateway")
 
 
 @dataclass(slots=True)
@@ -147,11 +152,20 @@ class Gateway:
         )
 
     async def start(self) -> None:
-        """Starts every backend; returns when all are ready. Standbys can be used before that."""
+        """Starts every backend; returns when all are ready. Standbys can be used before that.
+
+        Raises:
+            FreeholdError: a backend can't be started; the core only where no standby can answer for it.
+        """
         if self.accounts is not None:
             await self.accounts.budget.start()
         for backend in reversed(self.router.backends):
-            await backend.start()
+            try:
+                await backend.start()
+            except FreeholdError as error:
+                if backend is not self.core or not any(standby.model for standby in self.router.standbys):
+                    raise
+                log.error("the local engine can't start, so standbys answer for it: %s", error.message)
 
     async def close(self) -> None:
         """Stops every backend."""
