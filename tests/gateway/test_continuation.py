@@ -336,6 +336,21 @@ def test_a_stall_after_the_first_token_is_continued_when_the_idle_guard_says_so(
     assert text_of(events) == STORY and exchange.continued == ["two"] and stalled.closed == 1
 
 
+@pytest.mark.parametrize("heir", [True, False])
+def test_a_slow_engine_is_left_in_mid_stream_only_for_somebody_who_can_go_on(heir: bool) -> None:
+    class Slow(Scripted):
+        async def _say(self, request: Request, index: int) -> AsyncGenerator[Event, None]:
+            yield TextDelta(STORY[:6], index=index)
+            await asyncio.sleep(0.3)  # six times the guard
+            yield TextDelta(STORY[6:], index=index)
+            yield Finished("stop", index)
+
+    standby = Scripted("two", continues=heir)
+    exchange, events = run(relay(standby, core=Slow("local"), idle_seconds=0.05), ask(**LOCAL))
+    assert text_of(events) == STORY
+    assert exchange.continued == (["two"] if heir else [])
+
+
 def test_a_backend_is_held_to_guards_of_its_own() -> None:
     class Slow(Scripted):
         guards = GuardSettings(ttft_seconds=0.05)

@@ -334,7 +334,15 @@ class _Attempt:
         return min(self._deadline, _after(self._guards.ttft_seconds))
 
     def idle(self) -> float:
-        """When the next event must be there."""
+        """When the next event must be there.
+
+        An engine of ours that lives may be slow (a neighbour's long prompt, preemption): it is left for its silence only
+        where somebody else can take over, which for a stream that has begun means going on behind its last character.
+        """
+        if not self._watched:
+            others = (other for other in self._run.candidates if other is not self.candidate)
+            if not any(_continues(other) or not self._request.stream for other in others):
+                return self._deadline
         return min(self._deadline, _after(self._guards.idle_seconds))
 
     async def next(self, limit: float) -> Event | None:
