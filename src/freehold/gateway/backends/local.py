@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import freehold
@@ -85,6 +86,7 @@ class LocalBackend:
         template: or why there is none that works: then it can only continue text.
         model: the public name.
         pooling: how hidden states become an embedding: "mean" or "last".
+        sampling: values that hold where a client says nothing (see `defaults.recommended`).
     """
 
     name = "local"
@@ -98,8 +100,10 @@ class LocalBackend:
         model: str,
         *,
         pooling: str = "mean",
+        sampling: Mapping[str, float] = MappingProxyType({}),
     ) -> None:
         self.engine = engine
+        self.sampling = sampling
         self.tokenizer = tokenizer
         self.template = template
         self.model = model
@@ -293,10 +297,11 @@ class LocalBackend:
         return TokenLogprob(spell(output.token), max(output.logprob, LEAST_LOGPROB), top)
 
     def _sampling(self, request: Request, index: int, limit: int | None) -> Sampling:
-        """The engine's parameters; what the client left out takes the engine's default."""
+        """The engine's parameters; what the client left out takes the model's recommendation, or the engine's default."""
         asked = request.sampling
         names = ("temperature", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty")
-        given: dict[str, Any] = {name: value for name in names if (value := getattr(asked, name)) is not None}
+        given: dict[str, Any] = {**self.sampling}
+        given |= {name: value for name in names if (value := getattr(asked, name)) is not None}
         if asked.top_p is not None:
             given["top_p"] = max(asked.top_p, SMALLEST_TOP_P)
         if asked.seed is not None:
