@@ -17,7 +17,9 @@ def test_six_seconds_of_random_faults_lose_no_request_and_leak_no_connection() -
     found = json.loads(done.stdout)
     assert found["requests"] == 181 and found["answered"] == 181 and found["lost"] == {}, found
     assert found["not_accounted"] == 0
-    assert found["sockets_left"] <= 0  # fewer than before it is no leak: a connection kept alive at the start was closed
+    assert (
+        found["sockets_left"] <= 0
+    )  # fewer than before it is no leak: a connection kept alive at the start was closed
     assert found["answered_by"]["first"] > 0 and found["answered_by"]["second"] > 0  # faults were met, and ended
     assert found["rss_mib"] < 160  # of a process without an engine
 
