@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ import pytest
 
 from freehold.compress import CompressOptions, compress
 from freehold.compress.quantize import quantize
+from freehold.compress.write import Destination
 from freehold.errors import FormatError, UnsupportedError, UsageError
 from freehold.formats import QuantizedTensor, open_checkpoint
 from tests.compress.checkpoints import CONFIG, tiny_tensors, write_checkpoint, write_safetensors
@@ -212,6 +214,24 @@ def test_a_link_out_of_the_checkpoint_is_not_followed_but_one_into_the_hubs_blob
     (snapshot / "LICENSE").symlink_to("../../blobs/1234")
     compress(snapshot, tmp_path / "out")
     assert (tmp_path / "out" / "LICENSE").read_text() == "Licence of the model"
+
+
+def test_what_lies_beside_a_gguf_file_about_sampling_comes_along_but_no_token_ids(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save(source: Path, out: Destination) -> list[str]:
+        """The tiny file holds no tokenizer; one with several end-of-turn ids writes them there."""
+        out.write_file("generation_config.json", b'{"eos_token_id": [2, 0]}')
+        return []
+
+    monkeypatch.setattr("freehold.compress.companions._save_tokenizer", save)
+    source = tmp_path / "source" / "tiny.gguf"
+    source.parent.mkdir()
+    shutil.copy(Path(__file__).parents[1] / "vectors" / "gguf" / "tiny-llama.gguf", source)
+    (source.parent / "generation_config.json").write_text('{"temperature": 0.2, "top_p": 0.9, "eos_token_id": 999}')
+    compress(source, tmp_path / "out")
+    made = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+    assert made == {"temperature": 0.2, "top_p": 0.9, "eos_token_id": [2, 0]}
 
 
 def test_a_missing_tokenizer_is_a_warning(tmp_path: Path) -> None:

@@ -93,11 +93,12 @@ def write_companions(source: Path, config: dict[str, Any], plan: Plan, out: Dest
         _copy(source, out)
     if not (out.partial / "tokenizer.json").exists():
         warnings.extend(_save_tokenizer(source, out))
-    if not (out.partial / "generation_config.json").exists():
-        ids = {
-            key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None
-        }
-        out.write_file("generation_config.json", _json(_sampling_beside(source) | ids))
+    generation = out.partial / "generation_config.json"
+    ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if config.get(key) is not None}
+    beside = _sampling_beside(source)
+    if beside or not generation.exists():
+        known = read_json(generation, "generation config") if generation.exists() else ids
+        out.write_file(generation.name, _json(beside | known))
     return tuple(warnings)
 
 
