@@ -109,7 +109,7 @@ class UpstreamError(FreeholdError):
         kind: the class of failure: auth, banned, region, billing, rate, overload, transport, context, content_policy,
             invalid or capability.
         status: HTTP status, when one arrived.
-        body: what the provider said, stripped of keys; relayed when no other backend can answer.
+        body: what the provider said, stripped of keys; for whoever looks into a failure, never sent to clients.
     """
 
     def __init__(

@@ -334,7 +334,7 @@ def failing(stage: Stage, error: Exception) -> None:
         stage.client.messages.create(model="stage.play", max_tokens=5, messages=ASK)
     finally:
         stage.backend.error = None
-        stage.live.gateway.router.succeeded(stage.backend)
+        stage.live.gateway.router.breaker.succeeded(stage.backend.name)
 
 
 def test_the_sdk_raises_its_own_classes(stage: Stage) -> None:
@@ -381,7 +381,7 @@ def test_a_break_inside_a_stream_is_an_error_event(stage: Stage) -> None:
             list(stream)
     finally:
         stage.backend.error = None
-        stage.live.gateway.router.succeeded(stage.backend)
+        stage.live.gateway.router.breaker.succeeded(stage.backend.name)
     assert caught.value.body["error"]["type"] == "overloaded_error"  # type: ignore[index]
 
 

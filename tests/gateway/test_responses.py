@@ -310,7 +310,7 @@ def test_a_break_inside_a_stream_is_response_failed(stage: Stage) -> None:
         events = stage.stream([Started("play"), TextDelta("half")])
     finally:
         stage.backend.error = None
-        stage.live.gateway.router.succeeded(stage.backend)
+        stage.live.gateway.router.breaker.succeeded(stage.backend.name)
     last = events[-1]
     assert last.type == "response.failed" and last.response.status == "failed"
     assert last.response.error.code == "server_error" and "full" in last.response.error.message

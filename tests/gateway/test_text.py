@@ -1,4 +1,4 @@
-"""Stop strings, transcripts and event streams: the same result however the text or the bytes were cut."""
+"""Stop strings, content and event streams: the same result however the text or the bytes were cut."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from freehold.errors import UpstreamError
 from freehold.gateway.backends.sse import EventReader, ServerEvent
-from freehold.gateway.backends.transcript import Transcript
+from freehold.gateway.backends.transcript import Content
 from freehold.gateway.conversation import TokenLogprob
 from freehold.gateway.stops import StopMatcher
 
@@ -69,26 +69,21 @@ class Bytes:
 
 
 @given(st.text("aé🙂.", max_size=20), st.lists(st.text("aé🙂", min_size=1, max_size=3), max_size=2))
-def test_a_transcript_shows_each_token_once_beside_the_text_it_begins(text: str, stops: list[str]) -> None:
-    transcript = Transcript(Bytes(), stops)
+def test_content_shows_each_token_once_beside_the_text_it_begins(text: str, stops: list[str]) -> None:
+    detokenizer, content = Bytes(), Content(stops)
     shown, tokens = "", []
     for byte in text.encode():
-        piece, logprobs = transcript.push(byte, TokenLogprob(bytes([byte]), -1.0))
+        content.note(TokenLogprob(bytes([byte]), -1.0))
+        piece, logprobs = content.feed(detokenizer.push(byte))
         shown, tokens = shown + piece, tokens + list(logprobs)
-        if transcript.stopped:
+        if content.stopped:
             break
     else:
-        piece, logprobs = transcript.close()
+        piece, logprobs = content.end(detokenizer.flush())
         shown, tokens = shown + piece, tokens + list(logprobs)
     expected, _ = naive(text, stops)
     assert shown == expected
     assert b"".join(token.bytes for token in tokens) == expected.encode()
-
-
-def test_half_a_character_at_the_end_is_shown_as_replaced() -> None:
-    transcript = Transcript(Bytes(), [])
-    assert transcript.push(0xC3) == ("", ())
-    assert transcript.close() == ("\ufffd", ())
 
 
 EVENTS = [ServerEvent("one"), ServerEvent("two\nlines", "named"), ServerEvent("日本 🙂"), ServerEvent("")]

@@ -101,8 +101,6 @@ REFUSALS: Mapping[str, Callable[[Shape], Refusal]] = {
     "ban 401": _deactivated,
     "ban 403": _region,
 }
-ADDRESS = ("refused", "dns", "tls")
-"""Faults on the way to the server: it is asked at an address that leads nowhere, or to something else."""
 FAULTS: tuple[str, ...] = (
     "refused", "reset", "dns", "tls", *REFUSALS,
     "silent 200", "ttft stall", "mid-stream cut", "mid-stream stall", "in-stream error",

@@ -160,10 +160,6 @@ class Router:
         if self.core is None or backend.name != self.core.name:
             self.breaker.failed(backend.name, kind_of(error), getattr(error, "retry_after", None))
 
-    def succeeded(self, backend: Backend) -> None:
-        """Notes that it answers again."""
-        self.breaker.succeeded(backend.name)
-
     def cooling(self, backend: Backend) -> str | None:
         """The kind of failure for which it is left alone, if it is."""
         return self.breaker.failing(backend.name)

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 F32 = NDArray[np.float32]
 
-MAX_UNIT = 128
 PER_CHANNEL_UNIT = 64
 """Columns per activation group where a weight has one scale for a whole row."""
 

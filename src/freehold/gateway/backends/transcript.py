@@ -1,4 +1,4 @@
-"""One choice's text as it grows: tokens in, text that is safe to show out, log probabilities beside their text.
+"""One choice's text as it grows: text that is safe to show, log probabilities beside theirs.
 
 Knows no engine and no events; the detokenizer and the stop strings are handed in.
 """
@@ -82,26 +82,3 @@ class Content:
         while self._waiting and self._waiting[0][0] < self._shown:
             ready.append(self._waiting.popleft()[1])
         return text, tuple(ready)
-
-
-class Transcript:
-    """Tokens in, an answer's text out: a detokenizer in front of `Content`."""
-
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
-        self._detokenizer = detokenizer
-        self._content = Content(stops)
-
-    @property
-    def stopped(self) -> bool:
-        """Whether a stop string completed: nothing more will be shown."""
-        return self._content.stopped
-
-    def push(self, token: int, logprob: TokenLogprob | None = None) -> Shown:
-        """Text that can be shown now that `token` is known, and the tokens that begin in it."""
-        if logprob is not None:
-            self._content.note(logprob)
-        return self._content.feed(self._detokenizer.push(token))
-
-    def close(self) -> Shown:
-        """What was held back, at the end of the tokens."""
-        return self._content.end(self._detokenizer.flush())
