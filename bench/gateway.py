@@ -404,7 +404,11 @@ def report(found: dict[str, Any]) -> str:
         lines.append(name.ljust(10) + "".join(_shown(values.get(key)).rjust(14) for key in keys))
     lines += ["", f"openai package against the mock, nothing between: {found['openai_sdk_rps']:.0f} requests/s", ""]
     for name, target in found["targets"].items():
-        verdict = {True: "pass", False: "FAIL", None: "not measured: LiteLLM's proxy could not be installed"}
+        verdict = {
+            True: "pass",
+            False: "FAIL",
+            None: "not measured: ran without LiteLLM's proxy",
+        }
         lines.append(f"{name:16}{_shown(target['value']):>10}  {target['target']:8}{verdict[target['pass']]}")
     lines += ["", "reading a stream from the mock".ljust(34) + "short, ms".rjust(12) + "per chunk, ms".rjust(16)]
     for name, values in found["clients"].items():
