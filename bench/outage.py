@@ -21,13 +21,12 @@ from typing import Any
 from freehold.gateway.backends.keys import Key
 from freehold.gateway.backends.upstreams import upstream_backend
 from freehold.gateway.conversation import Failed, Finished, Request, TextPart, Turn
-from freehold.gateway.faults import FAULTS, FaultServer
+from freehold.gateway.faults import ADDRESS_FAULTS, FAULTS, FaultServer
 from freehold.gateway.policy import Policy
 from freehold.gateway.service import Gateway
 from freehold.settings import BreakerSettings, GuardSettings, RouterSettings, RouteSettings, UpstreamSettings
 
 CALLS_A_MINUTE, BACK_SECONDS = 6, 5.0
-ADDRESS_FAULTS = ("dns", "tls")  # would need another address in the middle of the run
 
 
 class Traffic:

@@ -34,11 +34,11 @@ import httpx2
 
 from freehold.engine.request import EngineStats
 from freehold.gateway.conversation import Event, Finished, Request, Started, TextDelta, Usage
-from freehold.gateway.faults import ADDRESS, FAULTS, SENTENCE, FaultServer
+from freehold.gateway.faults import ADDRESS_FAULTS, FAULTS, SENTENCE, FaultServer
 
 MAX_GROWTH_MIB = 1.0
-TURNS = tuple(fault for fault in FAULTS if fault not in ADDRESS or fault == "refused")
-"""What becomes of the first provider; its address stays, so that faults of addresses can't be played."""
+TURNS = tuple(fault for fault in FAULTS if fault not in ADDRESS_FAULTS)
+"""What becomes of the first provider."""
 
 
 @dataclass

@@ -101,8 +101,10 @@ REFUSALS: Mapping[str, Callable[[Shape], Refusal]] = {
     "ban 401": _deactivated,
     "ban 403": _region,
 }
+ADDRESS_FAULTS = ("dns", "tls")
+"""Faults of the address: a provider that is asked at another one can't take them in the middle of a run."""
 FAULTS: tuple[str, ...] = (
-    "refused", "reset", "dns", "tls", *REFUSALS,
+    "refused", "reset", *ADDRESS_FAULTS, *REFUSALS,
     "silent 200", "ttft stall", "mid-stream cut", "mid-stream stall", "in-stream error",
 )  # fmt: skip
 """The sixteen faults; rate limits and bans in each of the forms that are told apart."""
