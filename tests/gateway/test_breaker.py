@@ -306,7 +306,7 @@ def test_a_webhook_that_hangs_or_refuses_harms_nobody(caplog: pytest.LogCaptureF
 
     with caplog.at_level(logging.INFO, "freehold"), provider([None], [response(b"", "500 Oops")]) as found:
         url = found.url + "/a-secret"
-        asyncio.run(tell(url, 0.1))
+        asyncio.run(tell(url, 1))
         asyncio.run(tell(url, 5))
     asyncio.run(tell(url, 5))  # nobody listens any more
     assert caplog.text.count("did not take 'one quarantined'") == 3

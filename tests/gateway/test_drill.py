@@ -6,13 +6,14 @@ import asyncio
 import json
 from pathlib import Path
 from typing import Any
+from urllib.parse import SplitResult, urlsplit
 
-import httpx2
 import pytest
 from tests.gateway import fakes
 from tests.gateway.fakes import provider
 
 from freehold.errors import SettingError, UpstreamError
+from freehold.gateway.backends.http import HttpClient
 from freehold.gateway.backends.keys import Key
 from freehold.gateway.backends.upstreams import upstream_backend
 from freehold.gateway.conversation import Request, TextDelta, TextPart, Turn, Usage
@@ -116,14 +117,14 @@ def test_no_fault_loses_a_request_and_not_a_byte_reaches_a_real_provider(
 ) -> None:
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
     monkeypatch.delenv("NO_SUCH_KEY", raising=False)
-    asked: list[httpx2.URL] = []
-    send = httpx2.AsyncClient.send
+    asked: list[SplitResult] = []
+    stream = HttpClient.stream
 
-    async def noted(self: httpx2.AsyncClient, request: httpx2.Request, **given: Any) -> httpx2.Response:
-        asked.append(request.url)
-        return await send(self, request, **given)
+    def noted(self: HttpClient, method: str, url: str, *given: Any) -> Any:
+        asked.append(urlsplit(url))
+        return stream(self, method, url, *given)
 
-    monkeypatch.setattr(httpx2.AsyncClient, "send", noted)
+    monkeypatch.setattr(HttpClient, "stream", noted)
     with provider([b""]) as real:
         upstreams = (
             UpstreamSettings(name="one", base_url=real.url, model="gpt", key_env="NO_SUCH_KEY"),
@@ -133,7 +134,7 @@ def test_no_fault_loses_a_request_and_not_a_byte_reaches_a_real_provider(
         core = fakes.core(directory, SENTENCE + " And so on.")
         report = asyncio.run(drill(settings, core))
         assert real.requests == [] and real.gone == 0
-    assert {url.host for url in asked} == {"127.0.0.1", "drill.invalid"}
+    assert {url.hostname for url in asked} == {"127.0.0.1", "drill.invalid"}
     assert real.url.split(":")[2].split("/")[0] not in {str(url.port) for url in asked}
     assert [row["fault"] for row in report["faults"]] == list(FAULTS) and report["lost"] == 0
     for row in report["faults"]:

@@ -15,11 +15,10 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from urllib.parse import urlsplit
 
-import httpx2
 import msgspec
 
-import freehold
 from freehold.errors import SettingError, UpstreamError
+from freehold.gateway.backends.http import FAILURES, HttpClient, Response, pieces
 from freehold.gateway.backends.keyring import KeyRing, KeyState
 from freehold.gateway.backends.keys import Key, read_keys
 from freehold.gateway.backends.sse import EventReader, ServerEvent
@@ -40,7 +39,6 @@ MAX_ANSWER = 64 << 20
 REFUSALS = frozenset({401, 402, 403, 408, 429})
 """Statuses to a ping that a request would get too; others (404: no list of models here) are a sign of life."""
 DRAIN_SECONDS = 0.1  # the end of a response travels with its last event; a new connection costs about as much
-CONNECTIONS = httpx2.Limits(max_connections=512, max_keepalive_connections=64, keepalive_expiry=30)
 
 
 class ProviderError(UpstreamError):
@@ -67,11 +65,7 @@ class UpstreamBackend:
         self.wire = wire
         self.keys = KeyRing(read_keys(upstream) if keys is None else keys)
         self._base = checked_url(upstream, bool(self.keys))
-        headers = {"user-agent": f"freehold/{freehold.__version__}"}
-        headers["accept-encoding"] = "identity"  # no bombs, and no event waits in a compressor
-        timeout = httpx2.Timeout(None, connect=guards.ttft_seconds or None, pool=guards.ttft_seconds or None)
-        # Redirects are not followed: a key goes to the host that the user named and to no other.
-        self.client = httpx2.AsyncClient(headers=headers, timeout=timeout, limits=CONNECTIONS, follow_redirects=False)
+        self._http = HttpClient(self._base, guards.ttft_seconds)
 
     @property
     def state(self) -> str:
@@ -96,7 +90,7 @@ class UpstreamBackend:
 
     async def close(self) -> None:
         """Closes the connections."""
-        await self.client.aclose()
+        await self._http.close()
 
     def check(self, request: Request) -> None:
         """Needs a model to ask for; what the model can do, the provider says."""
@@ -152,8 +146,8 @@ class UpstreamBackend:
             if (found := media_type(response)) != "application/json":
                 raise self.error(f"status 200 with content type '{found}' instead of JSON")
             answer = bytearray()
-            async with aclosing(response.aiter_raw()) as pieces:
-                async for piece in pieces:
+            async with aclosing(pieces(response)) as said:
+                async for piece in said:
                     answer += piece
                     if len(answer) > limit:
                         raise self.error(f"an answer of more than {limit} bytes")
@@ -178,34 +172,34 @@ class UpstreamBackend:
         state = next(iter(self.keys.order()))
         headers = self.wire.headers(state.key.reveal()) | {"accept": "application/json"}
         try:
-            async with self.client.stream("GET", self._base + "/models", headers=headers) as response:
-                if response.status_code >= 500 or response.status_code in REFUSALS:
-                    raise self.error(f"status {response.status_code} to a ping", status=response.status_code)
-        except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
+            async with self._http.stream("GET", self._base + "/models", headers) as response:
+                if response.status >= 500 or response.status in REFUSALS:
+                    raise self.error(f"status {response.status} to a ping", status=response.status)
+        except FAILURES as error:
             raise self.error(f"{type(error).__name__}: {error}") from None
 
     @asynccontextmanager
     async def opened(
         self, state: KeyState, path: str, body: bytes, accept: str = "text/event-stream"
-    ) -> AsyncGenerator[httpx2.Response, None]:
+    ) -> AsyncGenerator[Response, None]:
         """A response with status 200, its body not yet read; transport failures and refusals become ProviderErrors."""
         headers = {"content-type": "application/json", "accept": accept} | self.wire.headers(state.key.reveal())
         try:
-            async with self.client.stream("POST", self._base + path, content=body, headers=headers) as response:
+            async with self._http.stream("POST", self._base + path, headers, body) as response:
                 self.keys.heard(state, response.headers)
-                if response.status_code != 200:
+                if response.status != 200:
                     raise await self._refusal(response)
                 if (encoding := response.headers.get("content-encoding", "identity").strip().lower()) != "identity":
                     raise self.error(f"a body with content encoding '{encoding[:80]}', which was not asked for")
                 yield response
-        except (httpx2.HTTPError, httpx2.StreamError, OSError) as error:
+        except FAILURES as error:
             raise self.error(f"{type(error).__name__}: {error}") from None
 
-    async def _events(self, response: httpx2.Response, request: Request) -> AsyncGenerator[Event, None]:
+    async def _events(self, response: Response, request: Request) -> AsyncGenerator[Event, None]:
         reader, answer = EventReader(), self.wire.reader(request)
         left = MAX_ANSWER * request.choices * (1 if request.logprobs is None else 4)
-        async with aclosing(response.aiter_raw()) as pieces:
-            async for piece in pieces:
+        async with aclosing(pieces(response)) as body:
+            async for piece in body:
                 left -= len(piece)
                 if left < 0:
                     raise self.error("an answer without end")
@@ -215,7 +209,7 @@ class UpstreamBackend:
                     if answer.complete:
                         for event in answer.end():
                             yield event
-                        await _drain(pieces)
+                        await _drain(body)
                         return
         for event in answer.end():  # some providers omit the closing mark; what counts is that every choice finished
             yield event
@@ -229,17 +223,17 @@ class UpstreamBackend:
         except (msgspec.DecodeError, RecursionError) as problem:
             raise self.error(f"a chunk that is not as documented ({problem})") from None
 
-    def _expect_stream(self, response: httpx2.Response) -> None:
+    def _expect_stream(self, response: Response) -> None:
         content_type = media_type(response)
         if content_type != "text/event-stream":
             raise self.error(f"status 200 with content type '{content_type}' instead of an event stream")
 
-    async def _refusal(self, response: httpx2.Response) -> ProviderError:
+    async def _refusal(self, response: Response) -> ProviderError:
         """What a status other than 200 means."""
         body = _plain(await _head(response), response.headers.get("content-encoding", "").strip().lower())
-        kind, text = classify(response.status_code, body)
+        kind, text = classify(response.status, body)
         safe = self.keys.redact(body.decode("utf-8", "replace")).encode()
-        error = self.error(f"status {response.status_code}: {text}", kind, response.status_code, safe)
+        error = self.error(f"status {response.status}: {text}", kind, response.status, safe)
         error.retry_after = retry_after(response.headers, time.time())
         if error.retry_after is None:
             error.retry_after = told_delay(body)
@@ -276,17 +270,17 @@ def checked_url(upstream: UpstreamSettings, has_key: bool) -> str:
     return upstream.base_url.rstrip("/")
 
 
-def media_type(response: httpx2.Response) -> str:
+def media_type(response: Response) -> str:
     """The content type without its parameters, short enough to be shown."""
     header: str = response.headers.get("content-type", "")
     return header.partition(";")[0].strip().lower()[:80]
 
 
-async def _drain(pieces: AsyncGenerator[bytes, None]) -> None:
+async def _drain(body: AsyncGenerator[bytes, None]) -> None:
     """Reads the end of the response, so that its connection can serve the next request; a provider that stalls loses it."""
     with suppress(TimeoutError):
         async with asyncio.timeout(DRAIN_SECONDS):
-            async for piece in pieces:
+            async for piece in body:
                 if len(piece) > MAX_ERROR_BODY:
                     return
 
@@ -301,12 +295,12 @@ def _plain(body: bytes, encoding: str) -> bytes:
         return b""
 
 
-async def _head(response: httpx2.Response) -> bytes:
+async def _head(response: Response) -> bytes:
     """The beginning of an error's body."""
-    body = b""
-    async with aclosing(response.aiter_raw()) as pieces:
-        async for piece in pieces:
-            body += piece
-            if len(body) >= MAX_ERROR_BODY:
+    head = b""
+    async with aclosing(pieces(response)) as body:
+        async for piece in body:
+            head += piece
+            if len(head) >= MAX_ERROR_BODY:
                 break
-    return body[:MAX_ERROR_BODY]
+    return head[:MAX_ERROR_BODY]

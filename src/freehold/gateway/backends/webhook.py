@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 from urllib.parse import urlsplit
 
-import httpx2
+import msgspec
 
 from freehold.errors import SettingError
+from freehold.gateway.backends.http import FAILURES, HttpClient
 
 
 class Webhook:
@@ -30,10 +32,14 @@ class Webhook:
         Raises:
             OSError: it was not taken.
         """
+        client, headers = HttpClient(self._url), {"content-type": "application/json"}
         try:
-            async with httpx2.AsyncClient(timeout=self._seconds, follow_redirects=False) as client:
-                response = await client.post(self._url, json=told)
-        except httpx2.HTTPError as error:
-            raise OSError(type(error).__name__) from None
-        if not response.is_success:
-            raise OSError(f"status {response.status_code}")
+            async with asyncio.timeout(self._seconds):
+                async with client.stream("POST", self._url, headers, msgspec.json.encode(told)) as response:
+                    status = response.status
+        except FAILURES as error:
+            raise OSError(type(error).__name__) from None  # its own words may name the address
+        finally:
+            await client.close()
+        if not 200 <= status < 300:
+            raise OSError(f"status {status}")
