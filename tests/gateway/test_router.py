@@ -32,7 +32,7 @@ from freehold.gateway.measures import FRESH_SECONDS, MOST_CONVERSATIONS
 from freehold.gateway.policy import Policy, PolicyFile
 from freehold.gateway.router import Router
 from freehold.gateway.service import Answer, Gateway
-from freehold.settings import BreakerSettings, RouterSettings, RouteSettings, UpstreamSettings, load
+from freehold.settings import BreakerSettings, GuardSettings, RouterSettings, RouteSettings, UpstreamSettings, load
 
 
 class Clock:
@@ -225,6 +225,88 @@ def test_a_session_is_not_kept_with_one_who_fails_or_is_full() -> None:
     assert order(found, request(user="ann"))[0] == "two"
     found.breaker.failed("two", "transport")
     assert order(found, request(user="ann"))[0] == "one"
+
+
+def test_while_a_call_goes_unanswered_for_unusually_long_others_are_asked_first() -> None:
+    clock = Clock()
+    found = router("one", "two", clock=clock, policy=Policy(routes=(RouteSettings("any", ("one", "two")),)))
+    call = found.measures.asked("one")
+    clock.now += 60
+    assert order(found, request("any")) == ["one", "two"]  # nobody knows what is usual
+    found.measures.heard("one", call)
+    found.measures.note("one", ttft=0.5, seconds=1.0, tokens=9)
+    first, second = found.measures.asked("one"), found.measures.asked("one")
+    clock.now += 1.4
+    assert order(found, request("any")) == ["one", "two"]
+    clock.now += 0.1
+    assert order(found, request("any")) == ["two", "one"]
+    assert reasons(found, request("any"))[0] == "route 'any' (one: silent for 1.5 s)"
+    found.measures.asked("two")
+    found.measures.note("two", ttft=0.1, seconds=1.0, tokens=9)
+    clock.now += 9
+    assert order(found, request("any")) == ["one", "two"]  # who is silent like all others is no worse than they
+    found.measures.heard("one", first)
+    assert order(found, request("any")) == ["one", "two"]
+    found.measures.heard("one", second)
+    assert order(found, request("any")) == ["one", "two"] and found.measures.silent("one") is None
+
+
+def test_a_first_token_ends_a_silence_and_so_does_hanging_up() -> None:
+    async def run() -> None:
+        clock, release = Clock(), asyncio.Event()
+        one = Scripted("one")
+
+        async def stream(asked: Request) -> AsyncGenerator[Event, None]:
+            await release.wait()
+            yield Started("m")
+            yield TextDelta("at last")
+            yield Finished("stop")
+
+        one.stream = stream  # type: ignore[method-assign, assignment]
+        policy = Policy(routes=(RouteSettings("any", ("one", "two")),))
+        gateway = Gateway(None, [one, Scripted("two")], clock=clock, policy=policy)
+        gateway.router.measures.note("one", 0.1, 0.2, 5)
+        waiting = [asyncio.create_task(gateway.answer(request("any"))) for _ in range(2)]
+        await asyncio.sleep(0)
+        clock.now += 1
+        diverted = await gateway.answer(request("any"))
+        assert diverted.record.backend == "two" and "silent for 1 s" in diverted.record.reason
+        waiting[0].cancel()
+        await asyncio.wait([waiting[0]])
+        assert gateway.router.measures.silent("one") == 1.0
+        release.set()
+        assert (await waiting[1]).record.backend == "one"
+        assert gateway.router.measures.silent("one") is None
+        assert (await gateway.answer(request("any"))).record.backend == "one"
+
+    asyncio.run(run())
+
+
+def test_who_tries_whether_a_backend_is_back_waits_as_long_as_is_usual_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    from freehold.gateway import relay
+
+    monkeypatch.setattr(relay, "LEAST_TRIAL_SECONDS", 0.01)
+
+    async def run() -> None:
+        one = Scripted("one")
+
+        async def stream(asked: Request) -> AsyncGenerator[Event, None]:
+            await asyncio.Event().wait()
+            yield Started("m")
+
+        one.stream = stream  # type: ignore[method-assign, assignment]
+        policy = Policy(routes=(RouteSettings("any", ("one", "two")),))
+        breaker = BreakerSettings(first_wait_seconds=0.01)
+        clock = Clock()
+        gateway = Gateway(None, [one, Scripted("two")], GuardSettings(600), clock, policy=policy, breaker=breaker)
+        gateway.router.measures.note("one", 0.001, 0.2, 5)
+        gateway.router.breaker.failed("one", "transport")
+        clock.now += 1  # half-open
+        async with asyncio.timeout(30):  # its guard would wait for ten minutes
+            answer = await gateway.answer(request("any"))
+        assert answer.record.backend == "two" and "one: transport" in answer.record.reason
+
+    asyncio.run(run())
 
 
 def test_conversations_are_forgotten_before_they_fill_the_memory() -> None:

@@ -110,6 +110,15 @@ def full(core: str, load: Load, measures: Measures, rules: RouterSettings) -> st
     return None
 
 
+def silent(upstream: str, measures: Measures) -> str | None:
+    """Why an upstream probably has stopped answering, though no guard has fired yet; None when it has not.
+
+    Requests that come meanwhile would all wait as long as the first.
+    """
+    seconds = measures.silent(upstream)
+    return None if seconds is None else f"silent for {seconds:.3g} s"
+
+
 def too_small(candidate: Candidate, prompt: int, facts: UpstreamSettings | None) -> str | None:
     """Why the prompt probably does not fit the upstream's context; None when it may."""
     wanted = prompt + (candidate.request.max_tokens or 0)

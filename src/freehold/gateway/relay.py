@@ -46,6 +46,9 @@ CONTENT = (TextDelta, ReasoningDelta, ToolCallDelta, Finished)
 MOST_CONTINUATIONS = 8
 """Of one answer: whatever breaks more often will go on breaking."""
 
+LEAST_TRIAL_SECONDS = 2.0
+"""A backend that may be back has at least so long for its first token."""
+
 RESTART_POLL_SECONDS = 0.02
 """How often an engine that restarts is looked at while an answer waits for it; its first token takes longer."""
 
@@ -316,6 +319,8 @@ class _Attempt:
         self._request = request or candidate.request
         self._stream: AsyncGenerator[Event, None] | None = None
         self._deadline = min(run.deadline, _after(self._guards.total_seconds))
+        self._measures = relay._router.measures
+        self._call: object = None  # while it waits for its first token
         self._trial = False
         self._heard = False
         self._began = 0.0
@@ -330,8 +335,10 @@ class _Attempt:
         return leave
 
     def patience(self) -> float:
-        """When the first token must be there."""
-        return min(self._deadline, _after(self._guards.ttft_seconds))
+        """When the first token must be there. Who only tries whether a backend is back need not wait as long as others."""
+        usual = self._measures.longest_silence(self.name) if self._trial else None
+        enough = float("inf") if usual is None else _after(max(usual, LEAST_TRIAL_SECONDS))
+        return min(self._deadline, _after(self._guards.ttft_seconds), enough)
 
     def idle(self) -> float:
         """When the next event must be there.
@@ -351,6 +358,7 @@ class _Attempt:
         self._began = asyncio.get_running_loop().time()
         try:
             if self._stream is None:
+                self._call = self._measures.asked(self.name)
                 self._stream = self._relay.stream(self.candidate.backend, self._request)
             async with asyncio.timeout_at(limit):
                 event = await anext(self._stream, None)
@@ -361,9 +369,11 @@ class _Attempt:
         except Exception:
             log.exception("backend %s failed in a way it should not", self.name)
             raise EngineError(f"{self.name}: internal error") from None
-        if self._trial and not self._heard and isinstance(event, CONTENT):
+        if not self._heard and isinstance(event, CONTENT):
             self._heard = True
-            self._breaker.heard(self.name)
+            self._measures.heard(self.name, self._call)
+            if self._trial:
+                self._breaker.heard(self.name)
         return event
 
     def _silence(self) -> UpstreamError:
@@ -398,9 +408,7 @@ class _Attempt:
         if self._trial:
             self._breaker.abandoned(self.name)
             self._trial = False
-        await self._hang_up()
-
-    async def _hang_up(self) -> None:
+        self._measures.heard(self.name, self._call)
         if self._stream is not None:
             await self._stream.aclose()
 

@@ -31,6 +31,7 @@ from freehold.gateway.ranking import (
     full,
     missing_ability,
     prompt_estimate,
+    silent,
     too_small,
 )
 from freehold.settings import RouterSettings, RouteSettings, UpstreamSettings
@@ -225,6 +226,8 @@ class Router:
             why = too_small(candidate, prompt, self._facts.get(name))
             if why is None and self.core is not None and name == self.core.name and self._load is not None:
                 why = full(name, self._load(), self.measures, rules)
+            if why is None and (self.core is None or name != self.core.name):
+                why = silent(name, self.measures)
             if why is not None:
                 reasons[name] = why
         return reasons if any(c.backend.name not in reasons for c in line) else {}
