@@ -89,7 +89,7 @@ class BreakerSettings:
     first_wait_seconds: float = _setting(
         2.0, "Wait before a failed backend gets one request again; doubles while it keeps failing.", minimum=0.01
     )
-    longest_wait_seconds: float = _setting(60.0, "Longest such wait.", minimum=0.01)
+    longest_wait_seconds: float = _setting(32.0, "Longest such wait.", minimum=0.01)
     ping_seconds: float = _setting(
         2.0, "How often a failed upstream is asked, without any prompt, whether it is there; 0 = never.", minimum=0
     )

@@ -230,24 +230,24 @@ def test_a_session_is_not_kept_with_one_who_fails_or_is_full() -> None:
 def test_while_a_call_goes_unanswered_for_unusually_long_others_are_asked_first() -> None:
     clock = Clock()
     found = router("one", "two", clock=clock, policy=Policy(routes=(RouteSettings("any", ("one", "two")),)))
-    call = found.measures.asked("one")
+    call = found.measures.waits("one")
     clock.now += 60
     assert order(found, request("any")) == ["one", "two"]  # nobody knows what is usual
-    found.measures.heard("one", call)
+    found.measures.got("one", call)
     found.measures.note("one", ttft=0.5, seconds=1.0, tokens=9)
-    first, second = found.measures.asked("one"), found.measures.asked("one")
+    first, second = found.measures.waits("one"), found.measures.waits("one")
     clock.now += 1.4
     assert order(found, request("any")) == ["one", "two"]
     clock.now += 0.1
     assert order(found, request("any")) == ["two", "one"]
     assert reasons(found, request("any"))[0] == "route 'any' (one: silent for 1.5 s)"
-    found.measures.asked("two")
+    found.measures.waits("two")
     found.measures.note("two", ttft=0.1, seconds=1.0, tokens=9)
     clock.now += 9
     assert order(found, request("any")) == ["one", "two"]  # who is silent like all others is no worse than they
-    found.measures.heard("one", first)
+    found.measures.got("one", first)
     assert order(found, request("any")) == ["one", "two"]
-    found.measures.heard("one", second)
+    found.measures.got("one", second)
     assert order(found, request("any")) == ["one", "two"] and found.measures.silent("one") is None
 
 
@@ -305,6 +305,29 @@ def test_who_tries_whether_a_backend_is_back_waits_as_long_as_is_usual_there(mon
         async with asyncio.timeout(30):  # its guard would wait for ten minutes
             answer = await gateway.answer(request("any"))
         assert answer.record.backend == "two" and "one: transport" in answer.record.reason
+
+    asyncio.run(run())
+
+
+def test_a_whole_answer_that_broke_in_the_middle_shows_that_a_first_token_proves_nothing() -> None:
+    async def run() -> None:
+        one, clock = Scripted("one"), Clock()
+
+        async def stream(asked: Request) -> AsyncGenerator[Event, None]:
+            yield TextDelta("Once upon")
+            raise UpstreamError("cut", kind="transport")
+
+        one.stream = stream  # type: ignore[method-assign, assignment]
+        policy = Policy(routes=(RouteSettings("any", ("one", "two")),))
+        gateway = Gateway(None, [one, Scripted("two")], clock=clock, policy=policy)
+        assert (await gateway.answer(request("any", stream=False))).record.backend == "two"
+        clock.now += 5
+        breaker = gateway.router.breaker
+        assert breaker.state("one") == "half-open" and breaker.probe("one")
+        breaker.heard("one")
+        assert breaker.failing("one") == "transport"
+        breaker.succeeded("one")
+        assert breaker.state("one") == "closed"
 
     asyncio.run(run())
 

@@ -20,7 +20,7 @@ FRESH_SECONDS = 300.0
 """After this long without an answer a measurement is forgotten, so that a backend that was slow once is tried again."""
 
 SILENT_TTFTS, LEAST_SILENCE = 3.0, 0.5
-"""A backend is silent when a call has waited for so many of its usual times to first token, and at least so many seconds."""
+"""A backend is silent when a call waits for content for so many of its usual times to first token, and so many seconds."""
 
 MOST_CONVERSATIONS = 10_000
 
@@ -45,7 +45,7 @@ class Measures:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._speeds: dict[str, Speed] = {}
-        self._unanswered: dict[str, dict[object, float]] = {}  # calls without a first token, the oldest first
+        self._waiting: dict[str, dict[object, float]] = {}  # calls that wait for content, the oldest first
 
     def note(self, backend: str, ttft: float, seconds: float, tokens: int) -> None:
         """Takes a finished answer into account."""
@@ -72,24 +72,24 @@ class Measures:
             return None
         return found.ttft + (tokens / found.rate if found.rate else 0.0)
 
-    def asked(self, backend: str) -> object:
-        """Notes a call that waits for its first token; give what comes back to `heard`."""
+    def waits(self, backend: str) -> object:
+        """Notes a call that waits for content; give what comes back to `got`."""
         call = object()
-        self._unanswered.setdefault(backend, {})[call] = self._clock()
+        self._waiting.setdefault(backend, {})[call] = self._clock()
         return call
 
-    def heard(self, backend: str, call: object) -> None:
-        """The call has its first token, or will never have it."""
-        self._unanswered.get(backend, {}).pop(call, None)
+    def got(self, backend: str, call: object) -> None:
+        """The call has content, or waits no longer."""
+        self._waiting.get(backend, {}).pop(call, None)
 
     def longest_silence(self, backend: str) -> float | None:
-        """Seconds to its first token that would be unusual; None when it was not measured lately."""
+        """Seconds without content that would be unusual; None when it was not measured lately."""
         found = self.of(backend)
         return None if found is None else max(LEAST_SILENCE, SILENT_TTFTS * found.ttft)
 
     def silent(self, backend: str) -> float | None:
-        """Seconds its oldest unanswered call has waited, when that is unusual."""
-        began = next(iter(self._unanswered.get(backend, {}).values()), None)
+        """Seconds its oldest call has waited for content, when that is unusual."""
+        began = next(iter(self._waiting.get(backend, {}).values()), None)
         limit = self.longest_silence(backend)
         if began is None or limit is None:
             return None

@@ -173,7 +173,7 @@ class Relay:
                 for shown in given.take(following):
                     yield shown
         except FreeholdError as error:
-            await attempt.failed(error, moving=False, late=True)
+            await attempt.failed(error, moving=False)
             async with aclosing(self._continued(run, attempt.candidate, given, error)) as mended:
                 async for event in mended:
                     yield event
@@ -320,7 +320,7 @@ class _Attempt:
         self._stream: AsyncGenerator[Event, None] | None = None
         self._deadline = min(run.deadline, _after(self._guards.total_seconds))
         self._measures = relay._router.measures
-        self._call: object = None  # while it waits for its first token
+        self._call: object = None  # while it waits for content
         self._trial = False
         self._heard = False
         self._began = 0.0
@@ -335,10 +335,13 @@ class _Attempt:
         return leave
 
     def patience(self) -> float:
-        """When the first token must be there. Who only tries whether a backend is back need not wait as long as others."""
+        """When the first token must be there."""
+        return min(self._deadline, _after(self._guards.ttft_seconds), self._enough())
+
+    def _enough(self) -> float:
+        """When somebody who only tries whether a backend is back has waited long enough."""
         usual = self._measures.longest_silence(self.name) if self._trial else None
-        enough = float("inf") if usual is None else _after(max(usual, LEAST_TRIAL_SECONDS))
-        return min(self._deadline, _after(self._guards.ttft_seconds), enough)
+        return float("inf") if usual is None else _after(max(usual, LEAST_TRIAL_SECONDS))
 
     def idle(self) -> float:
         """When the next event must be there.
@@ -350,7 +353,7 @@ class _Attempt:
             others = (other for other in self._run.candidates if other is not self.candidate)
             if not any(_continues(other) or not self._request.stream for other in others):
                 return self._deadline
-        return min(self._deadline, _after(self._guards.idle_seconds))
+        return min(self._deadline, _after(self._guards.idle_seconds), self._enough())
 
     async def next(self, limit: float) -> Event | None:
         """The next event, None at the end; a backend's silence or bug becomes a FreeholdError."""
@@ -358,8 +361,9 @@ class _Attempt:
         self._began = asyncio.get_running_loop().time()
         try:
             if self._stream is None:
-                self._call = self._measures.asked(self.name)
                 self._stream = self._relay.stream(self.candidate.backend, self._request)
+            if self._call is None:  # not while a client is slow to read
+                self._call = self._measures.waits(self.name)
             async with asyncio.timeout_at(limit):
                 event = await anext(self._stream, None)
         except TimeoutError:
@@ -369,12 +373,17 @@ class _Attempt:
         except Exception:
             log.exception("backend %s failed in a way it should not", self.name)
             raise EngineError(f"{self.name}: internal error") from None
-        if not self._heard and isinstance(event, CONTENT):
-            self._heard = True
-            self._measures.heard(self.name, self._call)
-            if self._trial:
+        if isinstance(event, CONTENT):
+            self._got()
+            if self._trial and not self._heard:
                 self._breaker.heard(self.name)
+            self._heard = True
         return event
+
+    def _got(self) -> None:
+        """It has content, or waits for none any more."""
+        self._measures.got(self.name, self._call)
+        self._call = None
 
     def _silence(self) -> UpstreamError:
         """What a wait that took too long means: a silent backend, or one that was asked too late."""
@@ -384,12 +393,12 @@ class _Attempt:
             return _OutOfTime(f"{self.name}: was not done when the request's time was up", kind="transport")
         return UpstreamError(f"{self.name}: fell silent for longer than its guard allows", kind="transport")
 
-    async def failed(self, error: FreeholdError, *, moving: bool, late: bool = False) -> None:
+    async def failed(self, error: FreeholdError, *, moving: bool) -> None:
         """Notes a failure and hangs up."""
         self._relay.note(self._run, self.candidate, error, moving=moving)
         if self._watched and not isinstance(error, _OutOfTime):
             wait = getattr(error, "retry_after", None)
-            self._breaker.failed(self.name, kind_of(error), wait, trial=self._trial, late=late)
+            self._breaker.failed(self.name, kind_of(error), wait, trial=self._trial, late=self._heard)
             self._trial = False
             self._relay.broke()
         await self.left()
@@ -408,7 +417,7 @@ class _Attempt:
         if self._trial:
             self._breaker.abandoned(self.name)
             self._trial = False
-        self._measures.heard(self.name, self._call)
+        self._got()
         if self._stream is not None:
             await self._stream.aclose()
 
