@@ -6,6 +6,7 @@ Knows sockets, signals and the log; nothing of requests.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -27,6 +28,10 @@ from freehold.settings import ServerSettings, Settings
 MAX_PORT = 65535
 DRAIN_SECONDS = 30
 """How long running answers may take to end after a stop signal."""
+
+COLLECT_AT = (20_000, 50, 100)
+"""Thresholds of Python's cycle collector: at its own (700, 10, 10) a request makes enough objects to set it off, and one in
+fifty waits for it."""
 
 log = logging.getLogger("freehold.gateway")
 
@@ -89,6 +94,8 @@ async def serve_on(
     reloading = _reload_routes(settings, gateway)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(server.stop_at(stop or asyncio.Event()))
+    thresholds = gc.get_threshold()
+    gc.set_threshold(*COLLECT_AT)
     try:
         await _announce_when_ready(server, serving, app.state, listener.getsockname()[1], settings.server, announce)
     except FreeholdError:
@@ -98,6 +105,7 @@ async def serve_on(
     else:
         await serving
     finally:
+        gc.set_threshold(*thresholds)
         stopping.cancel()
         if reloading is not None:
             reloading.cancel()
