@@ -4,8 +4,8 @@
     any    --banned, billing, region, auth--> quarantined: one request per interval, remembered across restarts
 
 Waits double from `first_wait_seconds` to `longest_wait_seconds`, so a minute of outage costs the provider five requests
-(after 0, 2, 6, 14 and 30 seconds). A ping (no prompt, no tokens) finds a provider that is back before the next wait is over. Knows names and kinds
-of failures; no backend, no request and no network.
+(after 0, 2, 6, 14 and 30 seconds). A ping (no prompt, no tokens) finds a provider that is back before the next wait is
+over. Knows names and kinds of failures; no backend, no request and no network.
 """
 
 from __future__ import annotations
