@@ -216,6 +216,7 @@ class EngineStats:
     prompt_tokens: int = 0
     output_tokens: int = 0
     preemptions: int = 0
+    steps_alone: int = 0
     restarts: int = 0
 
 

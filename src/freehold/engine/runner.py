@@ -156,6 +156,7 @@ class Engine:
             prompt_tokens=self._prompt_tokens,
             output_tokens=self._output_tokens,
             preemptions=self._scheduler.preemptions,
+            steps_alone=self.executor.steps_alone,
         )
 
     def add(self, request: GenerateRequest) -> None:

@@ -89,6 +89,8 @@ class _EngineCollector(Collector):
         yield GaugeMetricFamily(PREFIX + "kv_cache_usage_perc", "Share of the KV cache in use (1 = all).", used)
         yield CounterMetricFamily(PREFIX + "engine_restarts", "Times the engine was restarted.", value=stats.restarts)
         yield CounterMetricFamily(PREFIX + "num_preemptions", "Sequences preempted.", value=stats.preemptions)
+        told = "Steps by one thread alone, because other programs wanted the processors too."
+        yield CounterMetricFamily(PREFIX + "engine_steps_alone", told, value=stats.steps_alone)
 
 
 class _BreakerCollector(Collector):

@@ -84,6 +84,11 @@ class Executor:
             np.ascontiguousarray(step.outputs, np.int32),
         )
 
+    @property
+    def steps_alone(self) -> int:
+        """Steps that one thread did alone, because other programs wanted the processors too."""
+        return self._native.steps_alone
+
     def copy_page(self, source: int, target: int) -> None:
         """Copy one KV page, in all layers, onto another."""
         self._native.copy_page(source, target)

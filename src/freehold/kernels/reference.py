@@ -97,6 +97,7 @@ class ReferenceExecutor:
         self.weights = weights
         self.kv_dtype = kv_dtype
         self.threads = threads
+        self.steps_alone = 0
         shape = (program.layers, pages * PAGE, program.kv_heads, program.head_dim)
         self._keys = np.zeros(shape, _f)
         self._values = np.zeros(shape, _f)

@@ -117,6 +117,10 @@ Instruction instruction(nb::handle item, const std::vector<BufferShape>& shapes)
   return op;
 }
 
+Crowd::Clock::time_point at(double seconds) {
+  return Crowd::Clock::time_point(std::chrono::duration_cast<Crowd::Clock::duration>(std::chrono::duration<double>(seconds)));
+}
+
 std::unique_ptr<Executor> make_executor(const std::string& tier, const std::vector<std::pair<int, bool>>& buffers, nb::list program,
                                         int logits, const std::string& kv_type, int layers, int pages, int kv_heads, int head_dim,
                                         int context, int vocabulary, int threads) {
@@ -218,6 +222,11 @@ NB_MODULE(_native, m) {
   });
   m.def("read_bandwidth", &read_bandwidth, nb::arg("bytes"), nb::arg("threads"), nb::arg("repeats"), nb::call_guard<nb::gil_scoped_release>());
   m.def("int8_peak", &int8_peak, nb::arg("tier"), nb::arg("threads"), nb::arg("seconds"), nb::call_guard<nb::gil_scoped_release>());
+  nb::class_<Crowd>(m, "Crowd")  // for its tests: seconds since any beginning
+      .def(nb::init<>())
+      .def("alone", [](const Crowd& crowd, double now) { return crowd.alone(at(now)); }, nb::arg("now"))
+      .def("note", [](Crowd& crowd, double now, double wall, double lost) { crowd.note(at(now), wall, lost); },
+           nb::arg("now"), nb::arg("wall"), nb::arg("lost"));
   nb::class_<Executor>(m, "Executor")
       .def(nb::new_(&make_executor), nb::arg("tier"), nb::arg("buffers"), nb::arg("program"), nb::arg("logits"), nb::arg("kv_type"),
            nb::arg("layers"), nb::arg("pages"), nb::arg("kv_heads"), nb::arg("head_dim"), nb::arg("context"), nb::arg("vocabulary"), nb::arg("threads"))
@@ -225,6 +234,7 @@ NB_MODULE(_native, m) {
       .def("copy_page", &Executor::copy_page, nb::arg("source"), nb::arg("target"))
       .def("profile", &Executor::profile)
       .def_prop_ro("kv_bytes", &Executor::kv_bytes)
+      .def_prop_ro("steps_alone", &Executor::steps_alone)
       .def("buffer", [](const Executor& e, int index, size_t rows) {
         const auto& data = e.buffer(index);
         const size_t columns = e.shape(index).columns;

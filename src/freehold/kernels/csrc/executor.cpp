@@ -11,6 +11,7 @@ namespace freehold {
 namespace {
 
 constexpr int kBlockRows = 16;   // rows of one sequence in an attention task
+constexpr int kBriefRows = 64;   // a step of fewer rows is brief: meetings cost more of it than work (see `crowd.h`)
 constexpr int kSharedRows = 4;   // from so many rows on, members share the quantizing of activations
 
 bool quantized(const Matrix& m) { return m.format == Format::int4 || m.format == Format::int8; }
@@ -36,7 +37,7 @@ void expect(bool good, const char* what) {
 Executor::Executor(const Tier& tier, std::vector<BufferShape> buffers, std::vector<Instruction> program, int logits,
                    KVType kv_type, int layers, int pages, int kv_heads, int head_dim, int context, int vocabulary, int threads)
     : tier_(tier), shapes_(std::move(buffers)), program_(std::move(program)), logits_(logits), context_(context),
-      vocabulary_(vocabulary), team_(threads), data_(shapes_.size()), next_(number(program_)), scratch_(team_.size()) {
+      vocabulary_(vocabulary), team_(threads), data_(shapes_.size()), next_(number(program_)), scratch_(team_.capacity()) {
   expect(head_dim > 0 && head_dim <= kMaxHeadDim && head_dim % kPanel == 0, "head_dim must be a multiple of 16, at most 256");
   kv_ = {kv_type, layers, pages, kv_heads, head_dim, nullptr, nullptr, nullptr, nullptr};
   const size_t tokens = static_cast<size_t>(layers) * pages * kv_heads * kPage;
@@ -82,7 +83,7 @@ void Executor::prepare(const StepView& s) {
     if (data_[b].size() < need) data_[b].resize(need);
   }
   // Members quantize few rows each for themselves, many together.
-  const size_t rows = std::max(kSharedRows * team_.size(), s.rows);
+  const size_t rows = std::max(kSharedRows * team_.capacity(), s.rows);
   if (codes_.size() < rows * widest_) codes_.resize(rows * widest_);
   if (scales_.size() < rows * most_units_) scales_.resize(rows * most_units_);
   if (sums_.size() < rows * most_units_) sums_.resize(rows * most_units_);
@@ -100,7 +101,7 @@ void Executor::prepare(const StepView& s) {
 const float* Executor::run(const StepView& step) {
   check(step);
   prepare(step);
-  team_.run([this](int member) { execute(member); });
+  team_.run([this](int member) { execute(member); }, step.rows < kBriefRows);
   return data_[logits_].data();
 }
 

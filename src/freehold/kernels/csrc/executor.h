@@ -45,6 +45,8 @@ class Executor {
   int logits_columns() const { return shapes_[logits_].columns; }
   // Seconds that member 0 spent in each instruction since the last call, waiting at its barrier included; turns timing on.
   std::vector<double> profile();
+  // Steps that one thread did alone, because other programs wanted the processors too.
+  uint64_t steps_alone() const { return team_.alone(); }
   size_t kv_bytes() const { return keys_.size() + values_.size() + key_scales_.size() + value_scales_.size(); }
 
  private:

@@ -1,7 +1,9 @@
 #include "team.h"
 
 #include <sched.h>
+#include <time.h>
 
+#include <algorithm>
 #include <chrono>
 
 namespace freehold {
@@ -19,9 +21,15 @@ inline void pause() {
 constexpr int kSpins = 2000;  // about 50 us: longer than a layer's imbalance, shorter than a time slice
 constexpr auto kLinger = std::chrono::milliseconds(2);  // between steps members stay awake so long
 
+double processor_seconds() {
+  timespec spent{};
+  clock_gettime(CLOCK_THREAD_CPUTIME_ID, &spent);
+  return static_cast<double>(spent.tv_sec) + 1e-9 * static_cast<double>(spent.tv_nsec);
+}
+
 }  // namespace
 
-Team::Team(int size) : size_(size < 1 ? 1 : size) {
+Team::Team(int size) : size_(size < 1 ? 1 : size), active_(size_), lost_(size_) {
   for (int member = 1; member < size_; ++member) threads_.emplace_back([this, member] { serve(member); });
 }
 
@@ -35,23 +43,37 @@ Team::~Team() {
   for (auto& thread : threads_) thread.join();
 }
 
-void Team::run(const std::function<void(int)>& work) {
-  if (size_ > 1) {
-    {
-      std::lock_guard<std::mutex> lock(mutex_);
-      work_ = &work;
-      generation_.fetch_add(1, std::memory_order_release);
-    }
-    wake_.notify_all();
+void Team::run(const std::function<void(int)>& work, bool brief) {
+  began_ = Crowd::Clock::now();
+  active_ = brief && crowd_.alone(began_) ? 1 : size_;
+  if (active_ == 1) {
+    alone_ += size_ > 1;
+    work(0);
+    return;
   }
-  work(0);
+  {
+    std::lock_guard<std::mutex> lock(mutex_);
+    work_ = &work;
+    generation_.fetch_add(1, std::memory_order_release);
+  }
+  wake_.notify_all();
+  work_on(0);
+  const auto now = Crowd::Clock::now();
+  if (brief) crowd_.note(now, std::chrono::duration<double>(now - began_).count(), *std::max_element(lost_.begin(), lost_.end()));
+}
+
+void Team::work_on(int member) {
+  const double processor = processor_seconds();
+  (*work_)(member);
+  // Late starts count too: from the beginning of the run, less what this thread got of a processor.
+  lost_[member] = std::chrono::duration<double>(Crowd::Clock::now() - began_).count() - (processor_seconds() - processor);
   barrier();
 }
 
 void Team::barrier() {
-  if (size_ == 1) return;
+  if (active_ == 1) return;
   const unsigned phase = phase_.load(std::memory_order_acquire);
-  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == size_) {
+  if (arrived_.fetch_add(1, std::memory_order_acq_rel) + 1 == active_) {
     arrived_.store(0, std::memory_order_relaxed);
     phase_.store(phase + 1, std::memory_order_release);
     return;
@@ -79,8 +101,7 @@ void Team::serve(int member) {
     }
     seen = generation_.load(std::memory_order_acquire);
     if (stopping_) return;
-    (*work_)(member);
-    barrier();
+    work_on(member);
   }
 }
 

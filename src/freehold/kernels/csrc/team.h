@@ -7,6 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include "crowd.h"
+
 namespace freehold {
 
 class Team {
@@ -15,16 +17,27 @@ class Team {
   ~Team();
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
-  int size() const { return size_; }
-  // Runs work(member) on every member, the caller being member 0; returns when all have finished.
-  void run(const std::function<void(int)>& work);
+  int capacity() const { return size_; }
+  // Members at work now: all, or the caller alone (see `crowd.h`). Only inside `run`.
+  int size() const { return active_; }
+  // Runs work(member) on every member, the caller being member 0; returns when all have finished. `brief`: so little work that
+  // it may be better done by the caller alone, when other programs want the processors too.
+  void run(const std::function<void(int)>& work, bool brief = false);
+  // Runs that the caller did alone.
+  uint64_t alone() const { return alone_; }
   // Inside `run`: waits until every member has arrived.
   void barrier();
 
  private:
   void serve(int member);
 
-  int size_;
+  void work_on(int member);
+
+  int size_, active_;
+  Crowd crowd_;
+  uint64_t alone_ = 0;
+  Crowd::Clock::time_point began_{};
+  std::vector<double> lost_;  // by member: seconds of the last run without a processor
   const std::function<void(int)>* work_ = nullptr;
   std::atomic<unsigned> generation_{0};
   std::atomic<int> arrived_{0};
