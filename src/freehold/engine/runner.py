@@ -39,6 +39,10 @@ COMPILING_WAIT = 0.002
 class Executor(Protocol):
     """What runs a program: `kernels.executor.Executor` or its NumPy twin."""
 
+    @property
+    def steps_alone(self) -> int:
+        """Steps that one thread did alone."""
+
     def run(self, step: Step) -> NDArray[np.float32]:
         """Logits [R, vocabulary] of one step."""
 
