@@ -160,9 +160,9 @@ def test_a_full_queue_refuses_and_an_id_in_use_is_refused() -> None:
 
 
 class _Breaking:
-    steps_alone = 0
-
     """An executor that fails, or gives NaN for one sequence's row."""
+
+    steps_alone = 0
 
     def __init__(self, inner: object, *, fail: int = 0) -> None:
         self.inner, self.fail = inner, fail
