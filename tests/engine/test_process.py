@@ -9,6 +9,7 @@ import socket
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -374,6 +375,44 @@ def test_a_worker_that_talks_nonsense_is_killed_and_replaced(model: Path) -> Non
                     pass
             await until(lambda: process.state == "ready")
             assert not _alive(first)
+
+    run(test)
+
+
+def test_an_engine_that_stands_still_is_killed_and_replaced(model: Path, caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with started(model, replace(SETTINGS, stall_seconds=0.2)) as process:
+            assert process.facts is not None
+            first = process.facts.pid
+            stream = process.generate(tiny.request("a", [1], max_tokens=LONG))
+            await anext(stream)
+            os.kill(first, signal.SIGSTOP)  # alive, and answers nothing
+            with pytest.raises(EngineDownError, match="it stood still"):
+                async for _ in stream:
+                    pass
+            await until(lambda: process.state == "ready")
+            assert not _alive(first)
+            assert len(await collect(process, tiny.request("after", [1]))) == 12
+
+    run(test)
+    assert "the engine process is gone: it stood still for" in caplog.text and "SIGKILL" in caplog.text
+
+
+def test_an_idle_engine_that_stands_still_is_replaced_before_anybody_asks(model: Path) -> None:
+    async def test() -> None:
+        async with started(model, replace(SETTINGS, stall_seconds=0.2)) as process:
+            assert process.facts is not None
+            os.kill(process.facts.pid, signal.SIGSTOP)
+            await until(lambda: process.state == "ready" and process.stats.restarts == 1)
+
+    run(test)
+
+
+def test_a_busy_engine_whose_steps_take_their_time_is_left_in_peace(model: Path) -> None:
+    async def test() -> None:
+        async with started(model, replace(SETTINGS, stall_seconds=0.2, step_seconds=30.0)) as process:
+            outputs = await collect(process, tiny.request("long", list(range(1, 60)), max_tokens=300))
+            assert len(outputs) == 300 and process.stats.restarts == 0
 
     run(test)
 

@@ -145,10 +145,14 @@ def slow_restart(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Backoff, "FIRST", 2.0)
 
 
-def kill(live: Live) -> None:
+def signal_core(live: Live, what: signal.Signals) -> None:
     core = live.gateway.core
     assert core is not None and core.engine.facts is not None
-    os.kill(core.engine.facts.pid, signal.SIGKILL)
+    os.kill(core.engine.facts.pid, what)
+
+
+def kill(live: Live) -> None:
+    signal_core(live, signal.SIGKILL)
 
 
 async def ready(live: Live) -> None:
@@ -227,6 +231,31 @@ def test_kill_9_without_a_standby_is_a_clear_503_with_a_hint_and_the_engine_come
                 assert await left(running) == [None] * 8
 
         asyncio.run(run())
+
+
+@pytest.mark.usefixtures("slow_restart")
+def test_an_engine_that_hangs_is_replaced_its_stream_goes_on_and_others_are_answered_by_the_standby(
+    patient: Path,
+) -> None:
+    hanging = replace(SLOW, stall_seconds=0.3)
+    asked = ask(0, max_tokens=200, logit_bias=ENDLESS["logit_bias"])
+    with provider([GOOD]) as found, fakes.live(gateway(patient, fakes.upstream(found.url), engine=hanging)) as live:
+
+        async def run() -> None:
+            async with asyncio.timeout(60), asynchronous(live) as client:
+                whole = await streamed(client, asked)
+                text, pieces = "", 0
+                async for chunk in await client.chat.completions.create(stream=True, **asked):
+                    text, pieces = text + (chunk.choices[0].delta.content or ""), pieces + 1
+                    if pieces == 20:
+                        signal_core(live, signal.SIGSTOP)
+                        raw = await client.chat.completions.with_raw_response.create(**ask(1))
+                        assert raw.headers["x-freehold-backend"] == "openai"
+                        assert raw.headers["x-freehold-reason"].endswith("after local: engine_down")
+                assert text == whole
+
+        asyncio.run(run())
+        assert numbers(live)["freehold:engine_restarts_total"] == 1
 
 
 def test_requests_are_answered_by_the_standby_while_the_model_loads(directory: Path) -> None:

@@ -1,9 +1,8 @@
 """The engine in a process of its own, seen from asyncio: start, generate, cancel, watch, restart, stop.
 
 When the process dies, every open iterator raises EngineDownError at once and a new process is started, after 0.1 s at
-first, doubling to 5 s while it keeps dying young. A process that hangs without dying is not noticed here: a long step on
-a large model looks the same from outside. The gateway's guards bound how long each request waits for it; the process
-itself stays until it is killed or the server is started again.
+first, doubling to 5 s while it keeps dying young. One that hangs without dying (see `pulse.py`) is killed and counts as
+dead from that moment; while it loads a model nobody asks.
 
 This module knows no HTTP or text, and nothing of what runs inside.
 """
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Literal
 
 from freehold.engine import wire
+from freehold.engine.pulse import Pulse
 from freehold.engine.request import EngineStats, GenerateRequest, ModelFacts, TokenOutput, limit_of
 from freehold.errors import EngineDownError, FreeholdError, UsageError
 from freehold.settings import EngineSettings
@@ -148,6 +148,16 @@ class _Connection:
 def _environment() -> dict[str, str]:
     """What the worker needs of the environment, and no more: it reads models from strangers and has no use for keys."""
     return {name: value for name, value in os.environ.items() if name.startswith(_INHERITED)}
+
+
+async def _watch(connection: _Connection, pulse: Pulse) -> str:
+    """Ask the worker for a word every beat; returns why it counts as hanging."""
+    while True:
+        if pulse.ask():
+            connection.send(wire.Ping())
+        await asyncio.sleep(pulse.beat)
+        if (reason := pulse.look()) is not None:
+            return reason
 
 
 async def _log_lines(stream: asyncio.StreamReader) -> None:
@@ -308,7 +318,7 @@ class EngineProcess:
         backoff = Backoff()
         while True:
             began = time.monotonic()
-            reason = await self._listen(connection)
+            reason = await self._until_lost(connection)
             self._lose(reason)
             # a dead process closes its socket just before it can be waited for, and killing it then would lose its status
             ending = await connection.close(seconds=STOP_SECONDS if reason == DIED else 0.0)
@@ -319,7 +329,21 @@ class EngineProcess:
                 return
             connection = restarted
 
-    async def _listen(self, connection: _Connection) -> str:
+    async def _until_lost(self, connection: _Connection) -> str:
+        """Listen and watch; returns when and why there will be no more."""
+        pulse = Pulse(connection.process.pid, self._settings)
+        tasks = [asyncio.create_task(self._listen(connection, pulse))]
+        if pulse.wanted:
+            tasks.append(asyncio.create_task(_watch(connection, pulse)))
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
+        return min(done, key=tasks.index).result()
+
+    async def _listen(self, connection: _Connection, pulse: Pulse) -> str:
         """Hand out what the worker says; returns when and why there will be no more."""
         while True:
             try:
@@ -328,6 +352,7 @@ class EngineProcess:
                 return f"it talked nonsense: {error}"
             if message is None:
                 return DIED
+            pulse.heard()
             self._hand_out(message)
 
     def _hand_out(self, message: wire.FromEngine) -> None:

@@ -51,6 +51,14 @@ class Stop(msgspec.Struct, frozen=True, tag=True):
     """Finish: the process exits at once with code 0."""
 
 
+class Ping(msgspec.Struct, frozen=True, tag=True):
+    """Say something between two steps."""
+
+
+class Pong(msgspec.Struct, frozen=True, tag=True):
+    """Still here."""
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
     """The model is loaded."""
 
@@ -91,8 +99,8 @@ class Outputs(msgspec.Struct, frozen=True, tag=True):
     stats: EngineStats
 
 
-ToEngine = Load | Add | Cancel | Stop
-FromEngine = Ready | Failure | Outputs
+ToEngine = Load | Add | Cancel | Ping | Stop
+FromEngine = Ready | Failure | Outputs | Pong
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine = msgspec.msgpack.Decoder(ToEngine)

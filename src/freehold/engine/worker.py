@@ -109,6 +109,8 @@ class Worker:
         elif isinstance(message, wire.Cancel):
             cancelled = engine.cancel(message.id)
             return [cancelled] if cancelled else []
+        elif isinstance(message, wire.Ping):
+            self._send(wire.Pong())
         elif isinstance(message, wire.Stop):
             raise _Gone
         else:
