@@ -22,6 +22,14 @@ from freehold.errors import SettingError
 
 PREFIX = "FREEHOLD_"
 
+ABILITIES = ("tools", "vision", "json")
+"""What an upstream's model may be declared to be able to; whoever declares some has no others."""
+
+PROVIDERS = ("openai", "anthropic", "azure", "deepseek", "groq", "gemini", "openrouter", "ollama")
+"""Providers whose address, dialect and key variable are known."""
+
+UPSTREAM_DIALECTS = ("openai", "anthropic", "azure")
+
 
 def _setting(
     default: Any,
@@ -30,8 +38,10 @@ def _setting(
     choices: tuple[str, ...] | None = None,
     minimum: float | None = None,
     maximum: float | None = None,
+    inherits: str = "",
 ) -> Any:
-    metadata = {"help": text, "choices": choices, "minimum": minimum, "maximum": maximum}
+    """A field and what is said of it; `inherits` names the section that a value of None is taken from."""
+    metadata = {"help": text, "choices": choices, "minimum": minimum, "maximum": maximum, "inherits": inherits}
     if isinstance(default, (list, dict)):
         raise TypeError("defaults are immutable")
     return field(default=default, metadata=metadata)
@@ -56,6 +66,12 @@ class EngineSettings:
     max_batch: int = _setting(64, "Sequences that run at the same time.", minimum=1)
     max_step_tokens: int = _setting(512, "Tokens processed in one scheduler step (prefill chunk size).", minimum=1)
     max_queue: int = _setting(1024, "Requests waiting before new ones are refused.", minimum=1)
+    step_seconds: float = _setting(
+        120.0, "Longest step: an engine that answers nothing for so long is started again; 0 = never.", minimum=0
+    )
+    stall_seconds: float = _setting(
+        10.0, "The same for an engine that answers nothing and uses no CPU time, so that it hangs.", minimum=0
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +163,19 @@ class BudgetSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ResponsesSettings:
+    """How many of the responses that clients may come back to (`/v1/responses`) are kept, and how long."""
+
+    responses_per_key: int = _setting(
+        10_000, "Responses kept for each key; the one unused for longest goes first. 0 = none.", minimum=0
+    )
+    responses_mb: float = _setting(64.0, "MiB that they may take for each key.", minimum=0)
+    responses_days: float = _setting(
+        30.0, "Days after its last use that a response is forgotten; 0 = never.", minimum=0
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class RouterSettings:
     """Who answers when several could. A `[[route]]` may say otherwise for the models it names."""
 
@@ -196,23 +225,49 @@ class UpstreamSettings:
     """One closed (or any OpenAI-compatible) provider: a `[[upstream]]` table of the TOML file.
 
     The key is never in the file: `key_env` names an environment variable (or several, separated by commas: the next is
-    used when one is refused), `key_file` a file with mode 0600. `provider` fills in what is documented of a known one;
-    `dialect` says what others speak, and `api_version` completes Azure's URLs.
+    used when one is refused), `key_file` a file with mode 0600.
     """
 
-    name: str = ""
-    base_url: str = ""
-    model: str = ""
-    key_env: str = ""
-    key_file: str = ""
-    provider: str = ""  # one of PROVIDERS; empty = base_url says where
-    dialect: str = ""  # one of UPSTREAM_DIALECTS; empty = the provider's, else openai
-    api_version: str = ""
-    max_tokens: int = 0  # for Anthropic, who demands a limit, when the client gives none; 0 = 4096
-    context: int = 0  # tokens its model takes; 0 = not known
-    abilities: tuple[str, ...] = ()  # of ABILITIES; empty = not known, the provider decides
-    usd_per_day: float = 0.0  # most that may be spent there in a day (UTC); 0 = no limit
-    usd_per_month: float = 0.0  # and in a calendar month
+    name: str = _setting("", "What it is called in routes, headers and metrics; every upstream needs one of its own.")
+    base_url: str = _setting(
+        "", "Where it is, such as https://provider.example/v1; empty = where the provider is known to be."
+    )
+    model: str = _setting("", "Model to ask for; empty = only asked as NAME.MODEL, and no standby for others.")
+    key_env: str = _setting(
+        "", "Environment variable with its key, or several separated by commas; empty = the provider's usual one."
+    )
+    key_file: str = _setting("", "File with its key, mode 0600.")
+    provider: str = _setting(
+        "", "Whose address, dialect and key variable are filled in; empty = nobody known.", choices=PROVIDERS
+    )
+    dialect: str = _setting("", "What it speaks; empty = the provider's, else openai.", choices=UPSTREAM_DIALECTS)
+    api_version: str = _setting("", "API version that completes Azure's URLs.")
+    max_tokens: int = _setting(
+        0, "Limit that Anthropic, who demands one, gets when the client gives none; 0 = 4096.", minimum=0
+    )
+    context: int = _setting(0, "Tokens that its model takes; 0 = not known.", minimum=0)
+    abilities: tuple[str, ...] = _setting(
+        (),
+        "What its model can do: whoever declares some has no others; empty = the provider decides.",
+        choices=ABILITIES,
+    )
+    usd_per_day: float = _setting(0.0, "Most that may be spent there in a day (UTC); 0 = no limit.", minimum=0)
+    usd_per_month: float = _setting(0.0, "Most that may be spent there in a calendar month; 0 = no limit.", minimum=0)
+    ttft_seconds: float | None = _setting(
+        None, "Its own longest wait for the first token; 0 = for ever.", minimum=0, inherits="guards"
+    )
+    idle_seconds: float | None = _setting(
+        None, "Its own longest silence inside a stream; 0 = for ever.", minimum=0, inherits="guards"
+    )
+    total_seconds: float | None = _setting(
+        None, "Its own longest whole answer; 0 = for ever.", minimum=0, inherits="guards"
+    )
+
+    def guards(self, default: GuardSettings) -> GuardSettings:
+        """Its time limits: its own where it has some, else the default's."""
+        names = [item.name for item in dataclasses.fields(GuardSettings)]
+        own = {name: value for name in names if (value := getattr(self, name)) is not None}
+        return dataclasses.replace(default, **own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -227,20 +282,13 @@ class Settings:
     cost: CostSettings = CostSettings()
     database: DatabaseSettings = DatabaseSettings()
     budget: BudgetSettings = BudgetSettings()
+    responses: ResponsesSettings = ResponsesSettings()
     router: RouterSettings = RouterSettings()
     upstreams: tuple[UpstreamSettings, ...] = ()
     routes: tuple[RouteSettings, ...] = ()
     file: Path | None = field(default=None, compare=False)
     origins: Mapping[str, str] = field(default_factory=dict)
 
-
-ABILITIES = ("tools", "vision", "json")
-"""What an upstream's model may be declared to be able to; whoever declares some has no others."""
-
-PROVIDERS = ("openai", "anthropic", "azure", "deepseek", "groq", "gemini", "openrouter", "ollama")
-"""Providers whose address, dialect and key variable are known."""
-
-UPSTREAM_DIALECTS = ("openai", "anthropic", "azure")
 
 SECTIONS: Mapping[str, type[Any]] = {
     "engine": EngineSettings,
@@ -251,8 +299,18 @@ SECTIONS: Mapping[str, type[Any]] = {
     "cost": CostSettings,
     "database": DatabaseSettings,
     "budget": BudgetSettings,
+    "responses": ResponsesSettings,
     "router": RouterSettings,
 }
+
+
+TABLES: Mapping[str, type[Any]] = {"upstream": UpstreamSettings, "route": RouteSettings}
+"""What a file may have any number of."""
+
+
+def own(item: dataclasses.Field[Any]) -> bool:
+    """Whether a `[[route]]` may say a field of `[router]` otherwise."""
+    return item.name != "reload_seconds"
 
 
 def load(
@@ -263,7 +321,7 @@ def load(
     """Settings from defaults, then the file, the environment and the flags (None = not given).
 
     Args:
-        file: TOML with `[engine]`, `[server]`, `[guards]`, `[cost]`, `[router]`, `[[upstream]]` and `[[route]]` tables.
+        file: TOML with a table for each of `SECTIONS`, and any number of `[[upstream]]` and `[[route]]`.
         flags: values by field name, as given on the command line.
         environment: defaults to os.environ.
 
@@ -345,26 +403,28 @@ def _upstream(entry: Any, index: int, file: Path | None) -> UpstreamSettings:
     if not isinstance(entry, dict):
         raise SettingError(f"{where} must be a table")
     known = {item.name: item for item in dataclasses.fields(UpstreamSettings)}
+    hints = typing.get_type_hints(UpstreamSettings)
+    values: dict[str, Any] = {}
     for key, value in entry.items():
         if key not in known:
             hint = "put the key into the environment and name it with key_env" if key in ("key", "api_key") else None
             raise SettingError(f"unknown setting {key} in {where}", hint=hint or "known: " + ", ".join(known))
-        if key == "abilities":
-            if not isinstance(value, list) or not all(word in ABILITIES for word in value):
-                raise SettingError(f"abilities from {where}: expected some of {', '.join(ABILITIES)}, found {value!r}")
-            entry = entry | {key: tuple(value)}
-        elif key in ("usd_per_day", "usd_per_month"):
-            entry = entry | {key: _convert(value, float, {"minimum": 0}, key, where)}
-        elif key in ("context", "max_tokens"):
-            _convert(value, int, {"minimum": 0}, key, where)
+        metadata = known[key].metadata
+        if hints[key] == tuple[str, ...]:
+            values[key] = _words(value, metadata["choices"], f"{key} from {where}")
         else:
-            choices = {"provider": PROVIDERS, "dialect": UPSTREAM_DIALECTS}.get(key)
-            _convert(value, str, {"choices": choices}, key, where)
+            values[key] = _convert(value, float if metadata["inherits"] else hints[key], metadata, key, where)
     if not entry.get("name"):
         raise SettingError(f"{where} lacks name")
     if not entry.get("base_url") and not entry.get("provider"):
         raise SettingError(f"{where} lacks base_url", hint="or a provider: " + ", ".join(PROVIDERS))
-    return UpstreamSettings(**entry)
+    return UpstreamSettings(**values)
+
+
+def _words(value: Any, choices: tuple[str, ...], problem: str) -> tuple[str, ...]:
+    if not isinstance(value, list) or not all(word in choices for word in value):
+        raise SettingError(f"{problem}: expected some of {', '.join(choices)}, found {value!r}")
+    return tuple(value)
 
 
 def _routes(entries: Any, default: RouterSettings, file: Path | None) -> tuple[RouteSettings, ...]:
@@ -378,7 +438,7 @@ def _route(entry: Any, where: str, default: RouterSettings) -> RouteSettings:
     if not isinstance(entry, dict):
         raise SettingError(f"{where} must be a table")
     hints = typing.get_type_hints(RouterSettings)
-    inherited = {item.name: item for item in dataclasses.fields(RouterSettings) if item.name != "reload_seconds"}
+    inherited = {item.name: item for item in dataclasses.fields(RouterSettings) if own(item)}
     model, to, said = entry.get("model"), entry.get("to", []), {}
     if not isinstance(model, str) or not model:
         raise SettingError(f"{where} lacks model", hint='model = "*" is every model')

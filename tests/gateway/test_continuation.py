@@ -407,6 +407,6 @@ def test_the_breaker_is_told_of_late_breaks_and_half_open_trials() -> None:
     first, second = Scripted("one", cut=3), Scripted("two", continues=True)
     found = pair(first, second)
     run(found, ask(**LOCAL))
-    assert found._router.breaker.state("one") == "open" and found._router.breaker.state("two") == "closed"
+    assert found.context.router.breaker.state("one") == "open" and found.context.router.breaker.state("two") == "closed"
     exchange, _ = run(found, ask(**LOCAL))
     assert exchange.backend == "two" and len(first.asked) == 1  # left alone

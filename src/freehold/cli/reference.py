@@ -5,15 +5,18 @@ python -m freehold.cli.reference docs/reference.md    writes the page
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
+import typing
 from pathlib import Path
+from typing import Any
 
 import click
 
 from freehold.cli import VERBS, app
 from freehold.cli.options import setting_fields
-from freehold.settings import SECTIONS, env_name
+from freehold.settings import SECTIONS, TABLES, env_name, own
 
 HEAD = """# Reference
 
@@ -34,7 +37,7 @@ report machine-readable; `NO_COLOR` is honoured. Beside the settings, `FREEHOLD_
 
 def page() -> str:
     """The whole page, the same on every machine."""
-    parts = [HEAD, "## Settings\n", _settings(), "## Verbs\n", _help(app, ["freehold"])]
+    parts = [HEAD, "## Settings\n", _settings(), "## Tables\n", _tables(), "## Verbs\n", _help(app, ["freehold"])]
     for name in VERBS:
         verb = app.get_command(click.Context(app), name)
         if verb is None:
@@ -50,15 +53,56 @@ def _settings() -> str:
         "From a TOML file (`freehold config init` writes one), the environment, or a flag of the verbs that use it.\n"
     ]
     for section, cls in SECTIONS.items():
-        lines += [f"### [{section}]\n", (cls.__doc__ or "").strip() + "\n"]
-        lines += ["| setting | environment | default | meaning |", "|---|---|---|---|"]
-        for _, item, _ in setting_fields(section):
-            choices = item.metadata["choices"]
-            text = item.metadata["help"].replace("|", "\\|") + (f" One of {', '.join(choices)}." if choices else "")
-            default = f"`{item.default}`" if item.default != "" else ""
-            lines.append(f"| `{item.name}` | `{env_name(item.name)}` | {default} | {text} |")
+        lines += [f"### [{section}]\n", inspect.cleandoc(cls.__doc__ or "") + "\n"]
+        lines += ["| setting | environment | type | default | meaning |", "|---|---|---|---|---|"]
+        for _, item, kind in setting_fields(section):
+            lines.append(
+                f"| `{item.name}` | `{env_name(item.name)}` | {_type(kind)} | {_default(item)} | {_meaning(item)} |"
+            )
         lines.append("")
     return "\n".join(lines)
+
+
+def _tables() -> str:
+    """The tables that a file may have any number of; they have neither flags nor variables."""
+    lines = ["Written once for each, in the order in which they count; only in the file.\n"]
+    for name, cls in TABLES.items():
+        lines += [f"### [[{name}]]\n", inspect.cleandoc(cls.__doc__ or "") + "\n"]
+        lines += ["| setting | type | default | meaning |", "|---|---|---|---|"]
+        hints = typing.get_type_hints(cls)
+        for item in dataclasses.fields(cls):
+            if dataclasses.is_dataclass(hints[item.name]):  # what a table may say otherwise than a section
+                lines += [_inherited(item.name, field) for field in dataclasses.fields(hints[item.name]) if own(field)]
+            else:
+                lines.append(f"| `{item.name}` | {_type(hints[item.name])} | {_default(item)} | {_meaning(item)} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _inherited(section: str, item: dataclasses.Field[Any]) -> str:
+    kind = typing.get_type_hints(SECTIONS[section])[item.name]
+    return f"| `{item.name}` | {_type(kind)} | `[{section}]`'s | {_meaning(item)} |"
+
+
+def _type(kind: Any) -> str:
+    """A type as TOML's documentation calls it."""
+    if typing.get_origin(kind) is tuple:
+        return "array of strings"
+    words = {str: "string", bool: "boolean", int: "integer", float: "float"}
+    return next(words[one] for one in (kind, *typing.get_args(kind)) if one in words)
+
+
+def _default(item: dataclasses.Field[Any]) -> str:
+    if item.metadata["inherits"]:
+        return f"`[{item.metadata['inherits']}]`'s"
+    return "" if item.default in ("", ()) else f"`{item.default}`"
+
+
+def _meaning(item: dataclasses.Field[Any]) -> str:
+    choices = item.metadata["choices"]
+    listed = "Some of" if item.default == () else "One of"
+    text: str = item.metadata["help"].replace("|", "\\|")
+    return text + (f" {listed} {', '.join(choices)}." if choices else "")
 
 
 def _help(command: click.Command, words: list[str]) -> str:

@@ -33,7 +33,7 @@ class Accounts:
         self._router = router
         self._taps = Taps(None if router.core is None else router.core.name)
         router.prices = budget.usd
-        relay.stream = self._taps.stream
+        relay.context.stream = self._taps.stream
 
     async def begin(self, request: Request) -> tuple[Request, Hold]:
         """Reserves for a request; gives it back with the backends that can be paid.

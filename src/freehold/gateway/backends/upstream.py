@@ -57,6 +57,8 @@ class UpstreamBackend:
         keys: when the caller has them already; else read as the settings say.
     """
 
+    guards: GuardSettings | None = None  # the relay's limits for it; None = as for everybody
+
     def __init__(
         self, upstream: UpstreamSettings, guards: GuardSettings, wire: Wire, keys: Sequence[Key] | None = None
     ) -> None:

@@ -14,10 +14,14 @@ def upstream_backend(upstream: UpstreamSettings, guards: GuardSettings, *, key: 
     """The backend for an upstream, by the dialect that it speaks.
 
     Args:
+        guards: time limits that hold where the upstream has none of its own.
         key: used in place of those that the settings name.
 
     Raises:
         SettingError: the settings are incomplete, or a key is missing.
     """
     filled, _ = known(upstream)
-    return (AnthropicBackend if filled.dialect == "anthropic" else OpenAIBackend)(filled, guards, key=key)
+    own = filled.guards(guards)
+    backend = (AnthropicBackend if filled.dialect == "anthropic" else OpenAIBackend)(filled, own, key=key)
+    backend.guards = own
+    return backend
