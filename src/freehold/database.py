@@ -338,5 +338,17 @@ def _m001_money(transaction: Transaction) -> None:
         transaction.run(statement)
 
 
-MIGRATIONS: Sequence[Callable[[Transaction], None]] = (_m001_money,)
+def _m002_responses(transaction: Transaction) -> None:
+    """Responses that clients may come back to: JSON, with the items that were their input. Times in microseconds."""
+    for statement in (
+        """create table responses (
+            id text not null, owner text not null, previous text, response text not null, input text not null,
+            bytes bigint not null, used_at bigint not null, primary key (owner, id))""",
+        "create index responses_by_use on responses (owner, used_at, bytes)",
+        "create index responses_by_age on responses (used_at)",
+    ):
+        transaction.run(statement)
+
+
+MIGRATIONS: Sequence[Callable[[Transaction], None]] = (_m001_money, _m002_responses)
 """In order; never changed once released: a new one is added at the end."""

@@ -22,7 +22,7 @@ from starlette.routing import Route
 from freehold.gateway.access import Door
 from freehold.gateway.conversation import Request as Asked
 from freehold.gateway.counting import count_tokens
-from freehold.gateway.dialects import Dialect, anthropic_messages, openai_embeddings
+from freehold.gateway.dialects import Dialect, Encoder, anthropic_messages, openai_embeddings
 from freehold.gateway.dialects.anthropic_messages import DIALECT as MESSAGES
 from freehold.gateway.dialects.errors import INVALID, Envelope
 from freehold.gateway.dialects.openai_chat import DIALECT as CHAT
@@ -34,7 +34,8 @@ from freehold.gateway.models import anthropic_card, anthropic_list, openai_card,
 from freehold.gateway.router import unknown_model
 from freehold.gateway.service import Answer, Gateway, Record
 from freehold.gateway.shelf import Shelf, key_of
-from freehold.gateway.stored import MemoryStore
+from freehold.gateway.stored import MemoryStore, Store
+from freehold.gateway.stored_in_database import DatabaseStore
 from freehold.gateway.truncate import without_oldest
 from freehold.gateway.virtual_keys import KeyRing
 from freehold.settings import Settings
@@ -61,7 +62,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> Starlette:
     """
     gateway = gateway or Gateway.build(settings, accounts=True)
     face = _Face(gateway, int(settings.server.max_body_mb * 2**20))
-    shelf = Shelf(MemoryStore())
+    shelf = Shelf(_store(gateway, settings))
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", face.endpoint(lambda http: CHAT), methods=["POST"]),
@@ -120,7 +121,7 @@ class _Face:
             dialect = spoken(http)
             try:
                 body = await read_body(http, self._max_body)
-                request, encoder = dialect.decode(body, http.state.request_id)
+                request, encoder = await _decoded(dialect, body, http.state.request_id)
                 session = http.headers.get(SESSION_HEADER, "")
                 request = replace(request, key_id=key_of(http), session=session)
                 answer = await unless_gone(http, self._answer(request))
@@ -203,6 +204,19 @@ class _Face:
     async def metrics(self, http: Request) -> Response:
         """`GET /metrics`."""
         return Response(self._gateway.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+
+async def _decoded(dialect: Dialect, body: bytes, request_id: str) -> tuple[Asked, Encoder]:
+    if dialect.waits:
+        return await asyncio.to_thread(dialect.decode, body, request_id)
+    return dialect.decode(body, request_id)
+
+
+def _store(gateway: Gateway, settings: Settings) -> Store:
+    """Where responses are kept: in the database, where there is one."""
+    if gateway.accounts is None:
+        return MemoryStore()
+    return DatabaseStore(gateway.accounts.budget.database, settings.responses)
 
 
 def _ring(gateway: Gateway) -> KeyRing | None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
+from freehold.errors import FreeholdError
 from freehold.gateway.dialects import Dialect, openai_responses
 from freehold.gateway.dialects.openai_responses import Memory
 from freehold.gateway.failures import RequestError
 from freehold.gateway.http import failure
 from freehold.gateway.stored import Library, Store
 
+T = TypeVar("T")
 MOST_ITEMS = 100
 DEFAULT_ITEMS = 20  # OpenAI's, for input_items
 
@@ -35,7 +40,11 @@ class Shelf:
         """The Responses dialect with the memory of the one who asks."""
         library = self._library(http)
         keep = Memory(library.recall, library.item, lambda kept: library.keep(kept.response, kept.input))
-        return openai_responses.dialect(keep)
+        return replace(openai_responses.dialect(keep), waits=self._store.blocks)
+
+    async def _aside(self, work: Callable[[], T]) -> T:
+        """The result of `work`, which asks the store, without making the event loop wait for a disk."""
+        return await asyncio.to_thread(work) if self._store.blocks else work()
 
     async def response(self, http: Request) -> Response:
         """`GET /v1/responses/{id}`."""
@@ -44,25 +53,27 @@ class Shelf:
                 raise RequestError(
                     "'stream' is not supported for stored responses.", param="stream", code="unsupported_parameter"
                 )
-            return JSONResponse(self._library(http).response(http.path_params["id"]))
-        except RequestError as error:
+            library, name = self._library(http), http.path_params["id"]
+            return JSONResponse(await self._aside(lambda: library.response(name)))
+        except FreeholdError as error:
             return failure(error, http)
 
     async def delete(self, http: Request) -> Response:
         """`DELETE /v1/responses/{id}`."""
-        name = http.path_params["id"]
+        library, name = self._library(http), http.path_params["id"]
         try:
-            self._library(http).delete(name)
-        except RequestError as error:
+            await self._aside(lambda: library.delete(name))
+        except FreeholdError as error:
             return failure(error, http)
         return JSONResponse({"id": name, "object": "response", "deleted": True})
 
     async def input_items(self, http: Request) -> Response:
         """`GET /v1/responses/{id}/input_items`: newest first unless `order=asc`; `limit` and `after` page."""
         try:
-            items = self._library(http).input(http.path_params["id"])
+            library, name = self._library(http), http.path_params["id"]
+            items = await self._aside(lambda: library.input(name))
             return JSONResponse(_page(items, dict(http.query_params)))
-        except RequestError as error:
+        except FreeholdError as error:
             return failure(error, http)
 
 

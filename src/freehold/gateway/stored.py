@@ -1,12 +1,14 @@
 """Responses that clients may come back to: `GET /v1/responses/{id}`, and conversations by `previous_response_id`.
 
-In memory and bounded: the ones that were used longest ago go first. Each belongs to the key that made it; nobody else
-finds it. Knows JSON objects only, no dialect's fields but `id`, `output` and `previous_response_id`.
+Bounded: the ones that were used longest ago go first. Each belongs to the key that made it; nobody else finds it. The
+store here forgets all when the process ends; `stored_in_database` has the one that does not. Knows JSON objects only, no
+dialect's fields but `id`, `output` and `previous_response_id`.
 """
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -21,12 +23,18 @@ LONGEST_CHAIN = 1_000
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """A response, as JSON, with the items that were its input; `owner` is the id of the key that asked."""
+    """A response, as JSON, with the items that were its input.
+
+    Args:
+        owner: id of the key that asked; empty = the owner of the gateway.
+        previous: the response that it goes on from.
+    """
 
     id: str
     owner: str
     response: bytes
     input: bytes
+    previous: str | None = None
 
     @property
     def size(self) -> int:
@@ -35,13 +43,21 @@ class Stored:
 
 
 class Store(Protocol):
-    """Where responses are kept."""
+    """Where responses are kept.
+
+    `blocks`: reading waits for a disk or a network, so it must not be done on an event loop. `put` never waits.
+    """
+
+    blocks: bool
 
     def put(self, stored: Stored) -> None:
         """Keeps it."""
 
     def get(self, id: str, owner: str) -> Stored | None:
         """The response of that owner; None when there is none."""
+
+    def chain(self, id: str, owner: str) -> list[Stored]:
+        """A response and those before it, newest first; ends where one is missing, or after `LONGEST_CHAIN`."""
 
     def delete(self, id: str, owner: str) -> bool:
         """Forgets it; whether it was there."""
@@ -53,6 +69,8 @@ class MemoryStore:
     Args:
         responses, size: most entries and bytes that are kept.
     """
+
+    blocks = False
 
     def __init__(self, responses: int = MAX_RESPONSES, size: int = MAX_BYTES) -> None:
         self._limit = responses
@@ -78,6 +96,10 @@ class MemoryStore:
         self._kept.move_to_end(id)
         return found
 
+    def chain(self, id: str, owner: str) -> list[Stored]:
+        """See `Store.chain`."""
+        return linked(id, lambda name: self.get(name, owner))
+
     def delete(self, id: str, owner: str) -> bool:
         """Forgets it; whether it was there."""
         found = self._kept.get(id)
@@ -91,6 +113,16 @@ class MemoryStore:
             self._size -= found.size
 
 
+def linked(id: str, find: Callable[[str], Stored | None]) -> list[Stored]:
+    """Follows `previous` from a response on; see `Store.chain`."""
+    found: list[Stored] = []
+    following: str | None = id
+    while following is not None and len(found) < LONGEST_CHAIN and (stored := find(following)) is not None:
+        found.append(stored)
+        following = stored.previous
+    return found
+
+
 class Library:
     """One owner's view of a store."""
 
@@ -101,7 +133,8 @@ class Library:
     def keep(self, response: dict[str, Any], given: list[dict[str, Any]]) -> None:
         """Stores a finished response and its input."""
         encode = msgspec.json.encode
-        self._store.put(Stored(response["id"], self._owner, encode(response), encode(given)))
+        previous = response["previous_response_id"]
+        self._store.put(Stored(response["id"], self._owner, encode(response), encode(given), previous))
 
     def response(self, id: str) -> dict[str, Any]:
         """A response by its id.
@@ -119,9 +152,8 @@ class Library:
             RequestError: 404, there is none.
         """
         stored = self._find(id)
-        previous = msgspec.json.decode(stored.response)["previous_response_id"]
         items: list[dict[str, Any]] = msgspec.json.decode(stored.input)
-        return [*(self.recall(previous) if previous else []), *items]
+        return [*(self.recall(stored.previous) if stored.previous else []), *items]
 
     def recall(self, id: str) -> list[dict[str, Any]]:
         """All items of the conversation up to and with a response.
@@ -129,20 +161,19 @@ class Library:
         Raises:
             RequestError: a response of the chain is not there.
         """
-        pieces: list[list[dict[str, Any]]] = []
-        following: str | None = id
-        while following is not None:
-            found = self._store.get(following, self._owner)
-            if found is None or len(pieces) >= 2 * LONGEST_CHAIN:
-                raise RequestError(
-                    f"Previous response with id '{following[:100]}' not found.",
-                    param="previous_response_id",
-                    code="previous_response_not_found",
-                )
-            response = msgspec.json.decode(found.response)
-            pieces += [response["output"], msgspec.json.decode(found.input)]
-            following = response["previous_response_id"]
-        return [item for piece in reversed(pieces) for item in piece]
+        chain = self._store.chain(id, self._owner)
+        missing = chain[-1].previous if chain else id
+        if missing is not None:
+            raise RequestError(
+                f"Previous response with id '{missing[:100]}' not found.",
+                param="previous_response_id",
+                code="previous_response_not_found",
+            )
+        items: list[dict[str, Any]] = []
+        for stored in reversed(chain):
+            items += msgspec.json.decode(stored.input)
+            items += msgspec.json.decode(stored.response)["output"]
+        return items
 
     def item(self, id: str) -> dict[str, Any] | None:
         """A stored item by its id, which names its response: `msg_REQUEST_0` is of `resp_REQUEST`."""

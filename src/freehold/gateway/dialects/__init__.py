@@ -34,8 +34,10 @@ class Dialect:
             naming the field at fault.
         prompt_field: the field that holds the prompt.
         name: what `Request.dialect` says.
+        waits: decoding may wait for a disk, so it is not done on the event loop.
     """
 
     decode: Callable[[bytes, str], tuple[Request, Encoder]]
     prompt_field: str
     name: str
+    waits: bool = False
