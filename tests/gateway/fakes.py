@@ -160,9 +160,11 @@ class Live:
 
 
 @contextmanager
-def live(gateway: Gateway, *, ready: bool = True, **server: Any) -> Iterator[Live]:
+def live(
+    gateway: Gateway, *, ready: bool = True, upstreams: Sequence[UpstreamSettings] = (), **server: Any
+) -> Iterator[Live]:
     """Serves on a free port as `serve` does; `ready` waits for the invitation."""
-    settings = Settings(server=ServerSettings(**({"port": 0} | server)))
+    settings = Settings(server=ServerSettings(**({"port": 0} | server)), upstreams=tuple(upstreams))
     said: list[str] = []
     with Loop() as loop, bind(settings.server) as listener:
         port = listener.getsockname()[1]

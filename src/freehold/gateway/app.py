@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
@@ -36,6 +37,7 @@ from freehold.gateway.service import Answer, Gateway, Record
 from freehold.gateway.shelf import Shelf, key_of
 from freehold.gateway.stored import MemoryStore, Store
 from freehold.gateway.stored_in_database import DatabaseStore
+from freehold.gateway.tracing import Traced, Tracing
 from freehold.gateway.truncate import without_oldest
 from freehold.gateway.virtual_keys import KeyRing
 from freehold.settings import Settings
@@ -63,6 +65,10 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> Starlette:
     gateway = gateway or Gateway.build(settings, accounts=True)
     face = _Face(gateway, int(settings.server.max_body_mb * 2**20))
     shelf = Shelf(_store(gateway, settings))
+    tracing = Tracing.of(os.environ, settings.upstreams)
+    door = Middleware(Door, api_key=settings.server.api_key, ring=_ring(gateway))
+    if tracing is not None:
+        gateway.trace(tracing)
     app = Starlette(
         routes=[
             Route("/v1/chat/completions", face.endpoint(lambda http: CHAT), methods=["POST"]),
@@ -79,7 +85,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> Starlette:
             Route("/health", face.health, methods=["GET"]),
             Route("/metrics", face.metrics, methods=["GET"]),
         ],
-        middleware=[Middleware(Door, api_key=settings.server.api_key, ring=_ring(gateway))],
+        middleware=[door] if tracing is None else [Middleware(Traced, tracing=tracing), door],
         exception_handlers={HTTPException: _http_error, Exception: _crash},
         lifespan=_lifespan(gateway),
     )

@@ -48,6 +48,7 @@ from freehold.settings import AlertSettings, BreakerSettings, EngineSettings, Gu
 if TYPE_CHECKING:
     from freehold.gateway.accounts import Accounts
     from freehold.gateway.budget import Budget, Hold
+    from freehold.gateway.tracing import Tracing
 
 
 log = logging.getLogger("freehold.gateway")
@@ -127,6 +128,7 @@ class Gateway:
         self.metrics.watch(lambda: [backend.name for backend in self.router.backends], self.watch.breaker.state)
         self.created = int(time.time())
         self.accounts = None if budget is None else _accounts(budget, self.router, self.relay)
+        self._tracing: Tracing | None = None
 
     @classmethod
     def build(cls, settings: Settings, *, progress: Any = None, accounts: bool = False) -> Gateway:
@@ -175,6 +177,8 @@ class Gateway:
             await backend.close()
         if self.accounts is not None:
             await self.accounts.budget.close()
+        if self._tracing is not None:
+            await self._tracing.close()
 
     async def __aenter__(self) -> Gateway:
         try:
@@ -246,12 +250,21 @@ class Gateway:
             if self.accounts is not None and hold is not None:
                 self.accounts.end(hold, record.request_id)
 
+    def trace(self, tracing: Tracing) -> None:
+        """Makes spans from now on; they end with the gateway."""
+        self._tracing = tracing
+        self.relay.context.stream = tracing.traced(self.relay.context.stream)
+
     async def embed(self, request: EmbeddingRequest) -> tuple[str, Embeddings]:
         """Vectors, and the backend that made them.
 
         Raises:
             FreeholdError: no such model, it does not embed, its backend failed, or the key may not.
         """
+        work = self._embed(request)
+        return await (work if self._tracing is None else self._tracing.embedding(request, work))
+
+    async def _embed(self, request: EmbeddingRequest) -> tuple[str, Embeddings]:
         if self.accounts is None:
             return await embed(self.router, request)
         hold, began = await self.accounts.begin_embedding(request), asyncio.get_running_loop().time()
