@@ -26,6 +26,7 @@ from freehold.gateway.conversation import (
     ToolCallDelta,
     Usage,
 )
+from freehold.gateway.dialects import openai_chat
 
 ASK: list[Any] = [{"role": "user", "content": "hi"}]
 WEATHER: dict[str, Any] = {
@@ -233,3 +234,20 @@ def test_a_model_that_does_not_embed_says_so(stage: Stage) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         stage.client.embeddings.create(model="stage.play", input=["x"] * 2049)
     assert caught.value.code == "array_above_max_length"
+
+
+@pytest.mark.parametrize(
+    ("given", "effort", "budget"),
+    [
+        ({"max_tokens": 700}, None, 700),
+        ({"effort": "low"}, "low", None),
+        ({"enabled": False, "effort": "high"}, "none", None),
+        ({"enabled": True}, "medium", None),
+    ],
+)
+def test_openrouters_reasoning_says_effort_and_budget(
+    given: dict[str, Any], effort: str | None, budget: int | None
+) -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "reasoning": given}
+    request, _ = openai_chat.decode(json.dumps(body).encode(), "r")
+    assert (request.reasoning_effort, request.reasoning_budget, request.dropped) == (effort, budget, ())

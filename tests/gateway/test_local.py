@@ -19,6 +19,7 @@ from tests.gateway import byte_model, fakes
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from freehold.engine.process import EngineProcess
+from freehold.engine.request import GenerateRequest
 from freehold.errors import EngineDownError
 from freehold.formats.template import ChatTemplate
 from freehold.gateway.backends.embedding import pooling_of
@@ -220,7 +221,7 @@ def test_calls_stop_where_one_is_allowed_and_may_follow_each_other_otherwise(
             assert len(calls_of(loop.run(gathered(backend, asked)))) == 1
 
 
-def scripted(directory: Path, reply: str, template: str | None = None) -> tuple[fakes.Loop, LocalBackend]:
+def scripted(directory: Path, reply: fakes.Reply | str, template: str | None = None) -> tuple[fakes.Loop, LocalBackend]:
     backend = fakes.core(directory, reply)
     if template is not None:
         backend = LocalBackend(backend.engine, backend.tokenizer, ChatTemplate({"default": template}), "tiny")
@@ -271,6 +272,116 @@ def test_thinking_is_streamed_apart_and_counted(directory: Path, opened: bool) -
     assert (thought, text_of(events)) == ("Hm.", "Yes.")
     usage = events[-1]
     assert isinstance(usage, Usage) and 3 <= usage.reasoning_tokens < usage.completion_tokens
+
+
+def thought_of(events: list[Event]) -> str:
+    return "".join(event.text for event in events if isinstance(event, ReasoningDelta))
+
+
+def endless(prompt: str, request: GenerateRequest) -> str:
+    """Thinks for ever, unless somebody closes it."""
+    return "Yes." if prompt.endswith("</think>\n\n") else "hm " * 1000
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_thinking_is_closed_when_its_budget_is_spent_and_the_answer_follows(directory: Path, opened: bool) -> None:
+    template = THINKS + ("<think>\n" if opened else "")
+
+    def reply(prompt: str, request: GenerateRequest) -> str:
+        return ("" if opened or "<think>" in prompt else "<think>") + endless(prompt, request)
+
+    loop, backend = scripted(directory, reply, template)
+    with loop:
+        events = loop.run(gathered(backend, ask(reasoning_budget=9, max_tokens=100)))
+    assert (thought_of(events), text_of(events)) == ("hm hm hm", "Yes.")
+    assert finish_of(events).reason == "stop"
+    first, second = backend.engine.requests  # type: ignore[attr-defined]
+    behind = backend.tokenizer.decode(second.prompt[len(first.prompt) :])
+    assert behind.replace(" \n", "\n").endswith("hm hm hm\n</think>\n\n")
+    written = len(second.prompt) - len(first.prompt)
+    assert second.sampling.max_tokens == 100 - written  # what is spent is spent
+    assert backend.engine.left == ["r-0"]  # type: ignore[attr-defined]  # the engine does not think on
+    usage = events[-1]
+    assert isinstance(usage, Usage) and usage.completion_tokens == written + len("Yes.") + 1
+
+
+def test_thinking_within_its_budget_is_left_alone(directory: Path) -> None:
+    loop, backend = scripted(directory, "Hm.\n</think>\n\nYes.", THINKS + "<think>\n")
+    with loop:
+        events = loop.run(gathered(backend, ask(reasoning_budget=50)))
+    assert (thought_of(events), text_of(events)) == ("Hm.", "Yes.")
+    assert len(backend.engine.requests) == 1  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("effort", "most"), [("none", 0), ("minimal", 256), ("low", 1024)])
+def test_an_effort_is_a_budget_and_none_closes_what_the_template_has_opened(
+    directory: Path, effort: str, most: int
+) -> None:
+    loop, backend = scripted(directory, endless, THINKS + "<think>\n")
+    with loop:
+        events = loop.run(gathered(backend, ask(reasoning_effort=effort, max_tokens=3000)))
+    assert text_of(events) == "Yes." and max(0, most - 1) <= len(thought_of(events)) <= most
+
+
+def test_a_high_effort_may_think_up_to_the_limit(directory: Path) -> None:
+    loop, backend = scripted(directory, endless, THINKS + "<think>\n")
+    with loop:
+        events = loop.run(gathered(backend, ask(reasoning_effort="high", max_tokens=1500)))
+    assert text_of(events) == "" and finish_of(events).reason == "length"
+
+
+def test_a_budget_asks_templates_that_can_switch_to_think(directory: Path) -> None:
+    template = THINKS + "{{ 'on' if enable_thinking else 'off' }}"
+    loop, backend = scripted(directory, "Yes.", template)
+    with loop:
+        for fields in ({"reasoning_budget": 5}, {"reasoning_budget": 0}, {"reasoning_effort": "none"}):
+            loop.run(gathered(backend, ask(**fields)))
+    prompts = [backend.tokenizer.decode(sent.prompt) for sent in backend.engine.requests]  # type: ignore[attr-defined]
+    assert [prompt.endswith("on") for prompt in prompts] == [True, False, False]
+
+
+def test_a_random_model_that_thinks_for_ever_calls_its_tool_once_the_budget_is_spent(
+    running: tuple[fakes.Loop, LocalBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loop, backend = running
+    monkeypatch.setattr(backend.prompter, "family", Family("hermes", False, "", thinking=("<think>", "</think>")))
+    monkeypatch.setattr(backend.prompter, "_opening", lambda text: Opening("open"))
+    asked = ask(tools=TOOLS, tool_choice="required", parallel_tool_calls=False, max_tokens=400, reasoning_budget=20)
+    events = loop.run(gathered(backend, asked))
+    assert len(calls_of(events)) == 1 and finish_of(events).reason == "tool_calls" and thought_of(events)
+    usage = events[-1]
+    assert isinstance(usage, Usage) and 20 <= usage.reasoning_tokens <= 23 + len(backend.prompter.closing)
+
+
+@pytest.mark.parametrize("seen", [3, 40])
+def test_a_crash_while_thinking_or_after_leaves_the_budget_and_the_text_as_they_were(
+    running: tuple[fakes.Loop, LocalBackend], monkeypatch: pytest.MonkeyPatch, seen: int
+) -> None:
+    loop, backend = running
+    monkeypatch.setattr(backend.prompter, "family", Family("hermes", False, "", thinking=("<think>", "</think>")))
+    monkeypatch.setattr(backend.prompter, "_opening", lambda text: Opening("open"))
+    asked = {"max_tokens": 120, "reasoning_budget": 20}
+    whole = loop.run(gathered(backend, ask(id="whole", **asked)))
+
+    async def cut() -> list[Event]:
+        events: list[Event] = []
+        with pytest.raises(EngineDownError):
+            async for event in backend.stream(ask(id="cut", **asked)):
+                events.append(event)
+                if len(events) == seen:
+                    facts = backend.engine.facts
+                    assert facts is not None
+                    os.kill(facts.pid, signal.SIGKILL)
+                    await down(backend)
+        return events
+
+    begun = loop.run(cut())
+    loop.run(up(backend))
+    text = text_of(begun)
+    rest = loop.run(gathered(backend, ask(id="cut", continue_from=text, **asked)))
+    assert text + text_of(rest) == text_of(whole)
+    if text:
+        assert not thought_of(rest)
 
 
 def test_a_continuation_of_a_thinker_goes_on_with_the_answer(directory: Path) -> None:

@@ -283,9 +283,9 @@ def test_a_first_token_ends_a_silence_and_so_does_hanging_up() -> None:
 
 
 def test_who_tries_whether_a_backend_is_back_waits_as_long_as_is_usual_there(monkeypatch: pytest.MonkeyPatch) -> None:
-    from freehold.gateway import relay
+    from freehold.gateway import attempt
 
-    monkeypatch.setattr(relay, "LEAST_TRIAL_SECONDS", 0.01)
+    monkeypatch.setattr(attempt, "LEAST_TRIAL_SECONDS", 0.01)
 
     async def run() -> None:
         one = Scripted("one")

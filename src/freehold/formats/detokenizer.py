@@ -32,6 +32,11 @@ class Detokenizer:
         """What is left at the end: U+FFFD for an unfinished character, otherwise ""."""
         return self._shown(self._decoder.decode(b"", final=True))
 
+    @property
+    def whole(self) -> bool:
+        """Whether no character is incomplete."""
+        return not self._decoder.getstate()[0]
+
     def _shown(self, text: str) -> str:
         if self._drop_space and text:
             self._drop_space = False

@@ -21,6 +21,7 @@ from freehold.errors import EngineDownError, EngineError, TemplateError, UsageEr
 from freehold.formats.template import ChatTemplate
 from freehold.formats.tokenizer import Tokenizer, load_tokenizer
 from freehold.gateway.backends import embedding
+from freehold.gateway.backends.budget_of_thinking import budget_of, within
 from freehold.gateway.backends.merge import merge
 from freehold.gateway.backends.prompting import Prepared, Prompter
 from freehold.gateway.backends.reading import Parts, Reading
@@ -221,7 +222,12 @@ class LocalBackend:
             yield delta
         spent, thought = len(cut.ids), reading.thought
         finish: str | None = None
-        outputs = self.engine.generate(self._call(request, index, cut))
+        outputs = within(
+            budget_of(request),
+            reading,
+            self.prompter.closing,
+            lambda: self.engine.generate(self._call(request, index, cut)),
+        )
         try:
             async with aclosing(outputs):  # closing cancels: at a stop string the engine must not go on
                 async for output in outputs:
@@ -289,9 +295,9 @@ class LocalBackend:
             raise EngineDownError("the engine gave up the request", hint="try again")
 
     def _logprob(self, output: TokenOutput, request: Request) -> TokenLogprob | None:
-        if request.logprobs is None:
+        if request.logprobs is None or output.logprob is None:  # not asked for, or no choice of the model's
             return None
-        assert output.token is not None and output.logprob is not None  # noqa: S101  (asked for)
+        assert output.token is not None  # noqa: S101
         spell = self.tokenizer.token_bytes
         top = tuple(TokenLogprob(spell(token), max(logprob, LEAST_LOGPROB)) for token, logprob in output.top)
         return TokenLogprob(spell(output.token), max(output.logprob, LEAST_LOGPROB), top)

@@ -13,6 +13,7 @@ from typing import Any
 from freehold.errors import TemplateError
 from freehold.formats.template import ChatTemplate
 from freehold.formats.tokenizer import Tokenizer
+from freehold.gateway.backends.budget_of_thinking import budget_of
 from freehold.gateway.conversation import Prompt, Request, Tool
 from freehold.gateway.failures import CapabilityError, RequestError
 from freehold.gateway.toolformats import choose, grammars
@@ -54,6 +55,11 @@ class Prompter:
         self.kept = frozenset(id for _, id in ids if id is not None)
         end = tokenizer.token_id("<|eom_id|>") if self.family.kind == "llama" else None
         self.stop_ids = frozenset(tokenizer.eos) | (frozenset() if end is None else {end})
+
+    @property
+    def closing(self) -> list[int]:
+        """What ends thinking, as tokens; none for models that don't think."""
+        return [] if self.family.thinking is None else self._tokenizer.encode(f"\n{self.family.thinking[1]}\n\n")
 
     def mark(self, text: str) -> int | None:
         """The id of a mark that is a control token."""
@@ -192,9 +198,10 @@ def _is_structured(response_format: dict[str, Any]) -> bool:
 
 def _thinking_switch(request: Request) -> dict[str, Any]:
     """Names by which templates (Qwen's, DeepSeek's) let thinking be switched."""
-    if request.reasoning_effort is None:
+    budget = budget_of(request)
+    if budget is None and request.reasoning_effort is None:
         return {}
-    wanted = request.reasoning_effort != "none"
+    wanted = budget != 0
     return {"enable_thinking": wanted, "thinking": wanted}
 
 

@@ -69,6 +69,16 @@ class Reading:
         """Whether a stop string completed."""
         return self._content.stopped
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the model is thinking, not yet answering."""
+        return self._thinking is not None and self._thinking.inside
+
+    @property
+    def whole(self) -> bool:
+        """Whether the tokens so far end where a character does."""
+        return self._detokenizer.whole
+
     def have(self, count: int) -> None:
         """The client has so many characters more of what comes."""
         self._skip += count
@@ -82,8 +92,7 @@ class Reading:
                 self._content.note(logprob)
         text = self._detokenizer.push(token)
         found = list(self._split(text)) if text else []
-        if self._thinking is not None and self._thinking.inside:
-            self.thought += 1
+        self.thought += self.thinks
         return found
 
     def close(self) -> list[Delta]:
@@ -107,8 +116,7 @@ class Reading:
 
     @property
     def _outside(self) -> bool:
-        thinking = self._thinking is not None and self._thinking.inside
-        return not thinking and (self._parser is None or self._parser.outside)
+        return not self.thinks and (self._parser is None or self._parser.outside)
 
     def _split(self, text: str, *, ended: bool = False) -> Iterator[Delta]:
         thought = ""

@@ -22,6 +22,9 @@ class Detokenizer(Protocol):
 
     def flush(self) -> str: ...  # noqa: D102
 
+    @property
+    def whole(self) -> bool: ...  # noqa: D102
+
 
 class Content:
     """Text that is the answer: holds back possible stop strings, and lines log probabilities up with their text."""

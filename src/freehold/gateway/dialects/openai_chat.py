@@ -29,6 +29,7 @@ from freehold.gateway.dialects.openai_fields import SharedFields, ToolChoice
 from freehold.gateway.failures import RequestError
 
 NAME = "openai_chat"
+Effort = Literal["none", "minimal", "low", "medium", "high", "xhigh"]
 
 
 class ImageUrl(msgspec.Struct):
@@ -126,6 +127,20 @@ class ForcedChoice(msgspec.Struct):
     allowed_tools: AllowedTools | None = None
 
 
+class ReasoningOptions(msgspec.Struct):
+    """`reasoning`, OpenRouter's: https://openrouter.ai/docs/use-cases/reasoning-tokens."""
+
+    effort: Effort | None = None
+    max_tokens: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] | None = None
+    enabled: bool | None = None
+
+    def wanted(self) -> Effort | None:
+        """The effort that it stands for."""
+        if self.enabled is False:
+            return "none"
+        return self.effort or ("medium" if self.enabled and self.max_tokens is None else None)
+
+
 class ChatBody(SharedFields, kw_only=True):
     """The body of POST /v1/chat/completions."""
 
@@ -138,7 +153,8 @@ class ChatBody(SharedFields, kw_only=True):
     tool_choice: ToolChoice | ForcedChoice | None = None
     parallel_tool_calls: bool | None = None
     response_format: dict[str, Any] | None = None
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh"] | None = None
+    reasoning_effort: Effort | None = None
+    reasoning: ReasoningOptions | None = None
 
 
 def decode(body: bytes, request_id: str) -> tuple[Request, ChatEncoder]:
@@ -153,6 +169,7 @@ def decode(body: bytes, request_id: str) -> tuple[Request, ChatEncoder]:
     include_usage = fields.check_stream_options()
     tools, others = _tools(fields.tools or [])
     choice, offered = _choice(fields.tool_choice, tools)
+    thinking = fields.reasoning or ReasoningOptions()
     request = Request(
         id=request_id,
         model=fields.model,
@@ -168,7 +185,8 @@ def decode(body: bytes, request_id: str) -> tuple[Request, ChatEncoder]:
         response_format=check_format(fields.response_format),
         user=fields.user,
         stream=bool(fields.stream),
-        reasoning_effort=fields.reasoning_effort,
+        reasoning_effort=fields.reasoning_effort or thinking.wanted(),
+        reasoning_budget=thinking.max_tokens,
         dialect=NAME,
         body=body,
         dropped=unknown(body, ChatBody) + others,
