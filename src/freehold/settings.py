@@ -22,7 +22,7 @@ from freehold.errors import SettingError
 
 PREFIX = "FREEHOLD_"
 
-ABILITIES = ("tools", "vision", "json")
+ABILITIES = ("tools", "vision", "documents", "json")
 """What an upstream's model may be declared to be able to; whoever declares some has no others."""
 
 PROVIDERS = ("openai", "anthropic", "azure", "deepseek", "groq", "gemini", "openrouter", "ollama")

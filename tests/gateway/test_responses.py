@@ -378,7 +378,7 @@ def test_truncation_leaves_out_the_oldest_turns_and_only_when_allowed(stage: Sta
         ({"input": None}, "input", "missing_required_parameter"),
         ({"input": 5}, "input", "invalid_type"),
         ({"input": [{"type": "smell"}]}, "input[0].type", "invalid_value"),
-        ({"input": [{"role": "user", "content": [{"type": "input_file"}]}]}, "input[0].content[0].type",
+        ({"input": [{"role": "user", "content": [{"type": "input_video"}]}]}, "input[0].content[0].type",
          "invalid_value"),
         ({"input": [{"type": "function_call", "name": "f", "arguments": ""}]}, "input[0].call_id",
          "missing_required_parameter"),

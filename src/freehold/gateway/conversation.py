@@ -29,7 +29,24 @@ class ImagePart:
     detail: str | None = None
 
 
-Part: TypeAlias = TextPart | ImagePart
+@dataclass(frozen=True, slots=True)
+class FilePart:
+    """A document (a PDF, say), passed on to backends that can read it.
+
+    Args:
+        url: its address, or its bytes as a data URL.
+        name: of the file.
+        file_id: in place of a URL, what the provider that has it calls it; means nothing to others.
+        context: what the client says about it.
+    """
+
+    url: str = ""
+    name: str | None = None
+    file_id: str | None = None
+    context: str | None = None
+
+
+Part: TypeAlias = TextPart | ImagePart | FilePart
 
 
 @dataclass(frozen=True, slots=True)

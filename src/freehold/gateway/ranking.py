@@ -11,7 +11,7 @@ from typing import Protocol
 
 from freehold.gateway.backends import Backend
 from freehold.gateway.confidence import Draft
-from freehold.gateway.conversation import ImagePart, Request
+from freehold.gateway.conversation import FilePart, ImagePart, Request
 from freehold.gateway.measures import Measures
 from freehold.settings import RouterSettings, UpstreamSettings
 
@@ -71,6 +71,7 @@ def missing_ability(request: Request, facts: UpstreamSettings) -> str | None:
     wanted = {
         "tools": request.wants_tools,
         "vision": any(isinstance(part, ImagePart) for turn in request.turns for part in turn.parts),
+        "documents": any(isinstance(part, FilePart) for turn in request.turns for part in turn.parts),
         "json": request.response_format is not None and request.response_format.get("type") != "text",
     }
     return next((name for name, needed in wanted.items() if needed and name not in facts.abilities), None)

@@ -18,6 +18,7 @@ from freehold.errors import FreeholdError
 from freehold.gateway.backends import Backend
 from freehold.gateway.conversation import (
     Event,
+    FilePart,
     Finished,
     ImagePart,
     ReasoningDelta,
@@ -31,6 +32,13 @@ from freehold.gateway.failures import kind_of
 
 IMAGE_TOKENS = 1105
 """What OpenAI's guide counts for a large image in high detail: https://platform.openai.com/docs/guides/images-vision"""
+
+PAGE_TOKENS = 3000
+"""What Anthropic's guide gives as the most that a page of a PDF has:
+https://platform.claude.com/docs/en/build-with-claude/pdf-support"""
+
+PAGE_BYTES = 50_000
+"""What a page takes, about; how many there are could be told from the file only by reading it."""
 
 TURN_TOKENS = 4
 """What a chat format puts around a turn:
@@ -114,7 +122,7 @@ def _note(part: Part, event: Event) -> None:
 
 
 def prompt_tokens(request: Request) -> int:
-    """Tokens of the prompt, roughly, tools and images included: to reserve by, and for who did not count."""
+    """Tokens of the prompt, roughly, tools, images and documents included: to reserve by, and for who did not count."""
     size = len(request.continue_from.encode("utf-8", "replace"))
     tokens = 0
     for prompt in request.prompts:
@@ -125,6 +133,8 @@ def prompt_tokens(request: Request) -> int:
     for turn in request.turns:
         size += _bytes(turn)
         tokens += TURN_TOKENS + IMAGE_TOKENS * sum(isinstance(part, ImagePart) for part in turn.parts)
+        files = [part for part in turn.parts if isinstance(part, FilePart)]
+        tokens += sum(PAGE_TOKENS * (1 + len(part.url) * 3 // 4 // PAGE_BYTES) for part in files)
     for tool in request.tools:
         size += len(tool.name) + len(tool.description or "") + len(json.dumps(tool.parameters or {}))
     return tokens - (-size // BYTES_PER_TOKEN)

@@ -15,7 +15,7 @@ from urllib.parse import unquote_to_bytes
 
 import msgspec
 
-from freehold.gateway.conversation import ImagePart, Part, Request, TextPart, ToolCall, Turn
+from freehold.gateway.conversation import FilePart, ImagePart, Part, Request, TextPart, ToolCall, Turn
 from freehold.gateway.failures import CapabilityError
 
 _DATA_URL = re.compile(
@@ -33,11 +33,13 @@ class Translator:
         self._continue_from = request.continue_from
 
     def check(self) -> None:
-        """Raises CapabilityError when an image can't be sent."""
+        """Raises CapabilityError when an image or a document can't be sent."""
         for turn in self._turns:
             for part in turn.parts:
                 if isinstance(part, ImagePart):
-                    _source(part)
+                    _source(part.url)
+                elif isinstance(part, FilePart):
+                    _document(part)
 
     def system(self) -> str:
         """What all system turns say, those in the middle of the conversation too."""
@@ -68,6 +70,7 @@ class Translator:
             "image_url.detail": any(isinstance(p, ImagePart) and p.detail for turn in turns for p in turn.parts),
             "tool_calls[].arguments": any(_object(c) is None for turn in turns for c in turn.tool_calls),
             "system.image_url": any(isinstance(p, ImagePart) for t in turns if t.role == "system" for p in t.parts),
+            "system.file": any(isinstance(p, FilePart) for t in turns if t.role == "system" for p in t.parts),
         }
         return tuple(name for name, is_lost in lost.items() if is_lost)
 
@@ -115,22 +118,42 @@ def _result(turn: Turn) -> dict[str, Any]:
 
 
 def _contents(parts: tuple[Part, ...]) -> Iterator[dict[str, Any]]:
-    """Text and images; Anthropic refuses empty text."""
+    """Text, images and documents; Anthropic refuses empty text."""
     for part in parts:
         if isinstance(part, TextPart):
             if part.text:
                 yield {"type": "text", "text": part.text}
+        elif isinstance(part, ImagePart):
+            yield {"type": "image", "source": _source(part.url)}
         else:
-            yield {"type": "image", "source": _source(part)}
+            yield _document(part)
 
 
-def _source(image: ImagePart) -> dict[str, str]:
-    """An image's bytes or address."""
-    if image.url.startswith(("https://", "http://")):
-        return {"type": "url", "url": image.url}
-    found = _DATA_URL.fullmatch(image.url)
+def _document(file: FilePart) -> dict[str, Any]:
+    """A document. Anthropic reads PDF and plain text, and gives ids only to those who ask for its beta of files."""
+    if file.file_id is not None:
+        raise CapabilityError("A file by its id can't be sent to Anthropic: send its bytes or a URL.", param="file_id")
+    source = _source(file.url, "a document", "file_data")
+    if source["type"] == "base64" and source["media_type"].startswith("text/"):
+        try:
+            text = base64.b64decode(source["data"]).decode()
+        except ValueError:
+            raise CapabilityError("Expected a text document in base64 and UTF-8.", param="file_data") from None
+        source = {"type": "text", "media_type": "text/plain", "data": text}
+    elif source["type"] == "base64" and source["media_type"] != "application/pdf":
+        found = source["media_type"]
+        raise CapabilityError(f"Anthropic reads PDF and plain text, not '{found[:50]}'.", param="file_data")
+    about = {"title": file.name, "context": file.context}
+    return {"type": "document", "source": source} | {name: text for name, text in about.items() if text}
+
+
+def _source(url: str, what: str = "an image", param: str = "image_url.url") -> dict[str, str]:
+    """Bytes or address of an image or a document."""
+    if url.startswith(("https://", "http://")):
+        return {"type": "url", "url": url}
+    found = _DATA_URL.fullmatch(url)
     if found is None or not found.group(1):
-        raise CapabilityError("Expected an image as an http(s) or data URL with a media type.", param="image_url.url")
+        raise CapabilityError(f"Expected {what} as an http(s) or data URL with a media type.", param=param)
     kind, _, encoded, data = found.groups()
     if not encoded:
         data = base64.b64encode(unquote_to_bytes(data)).decode()

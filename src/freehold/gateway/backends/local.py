@@ -30,6 +30,7 @@ from freehold.gateway.conversation import (
     EmbeddingRequest,
     Embeddings,
     Event,
+    FilePart,
     Finished,
     ImagePart,
     Request,
@@ -138,6 +139,8 @@ class LocalBackend:
             for j, part in enumerate(turn.parts):
                 if isinstance(part, ImagePart):
                     raise _incapable(f"messages[{i}].content[{j}]", "images")
+                if isinstance(part, FilePart):
+                    raise _incapable(f"messages[{i}].content[{j}]", "documents")
         if request.echo and request.logprobs is not None:
             raise _incapable("logprobs", "log probabilities of an echoed prompt")
         if request.turns and isinstance(self.template, TemplateError):

@@ -16,7 +16,7 @@ import msgspec
 from freehold.gateway.backends.openai_events import ChunkReader
 from freehold.gateway.backends.providers import Provider
 from freehold.gateway.backends.splice import JsonObject
-from freehold.gateway.conversation import ImagePart, Part, Request, TextPart, Turn
+from freehold.gateway.conversation import FilePart, ImagePart, Part, Request, TextPart, Turn
 from freehold.gateway.failures import CapabilityError
 
 MAX_STOPS = 4  # OpenAI's documented limit; Anthropic's clients may send more
@@ -42,6 +42,11 @@ class OpenAIWire:
         """What the model can do, the provider says. Going on behind an answer's beginning is no part of the format."""
         if request.continue_from:
             raise CapabilityError(f"The upstream '{self._name}' can't go on behind the beginning of an answer.")
+        for part in (part for turn in request.turns for part in turn.parts if isinstance(part, FilePart)):
+            if part.url.startswith(("https://", "http://")):
+                raise CapabilityError("Chat takes a file's bytes or its id, not its URL.", param="file_url")
+            if part.file_id is not None and not request.dialect.startswith("openai_"):
+                raise CapabilityError("A file by its id means nothing to another provider.", param="file_id")
 
     def path(self, request: Request) -> str:
         """Chat or completions."""
@@ -116,6 +121,7 @@ def carried(request: Request, provider: Provider) -> tuple[str, ...]:
     lost = {
         "thinking": thought or sealed,
         "thinking.budget_tokens": request.reasoning_budget is not None,
+        "document.context": any(isinstance(p, FilePart) and p.context for turn in request.turns for p in turn.parts),
         "is_error": any(turn.failed for turn in request.turns),
         f"stop[{MAX_STOPS}:]": len(request.stop) > MAX_STOPS,
     }
@@ -223,14 +229,14 @@ def _chat(request: Request, provider: Provider) -> dict[str, Any]:
 def _messages(turns: tuple[Turn, ...], provider: Provider) -> list[dict[str, Any]]:
     """Messages; images that a tool returned follow its answers in a user's message, for a tool's may hold text only."""
     messages: list[dict[str, Any]] = []
-    images: list[Part] = []
+    images: list[Part] = []  # and documents
     for turn in turns:
         if turn.role != "tool" and images:
             messages.append({"role": "user", "content": [_part(image) for image in images]})
             images = []
         messages.append(_message(turn, provider))
         if turn.role == "tool":
-            images += [part for part in turn.parts if isinstance(part, ImagePart)]
+            images += [part for part in turn.parts if not isinstance(part, TextPart)]
     if images:
         messages.append({"role": "user", "content": [_part(image) for image in images]})
     return messages
@@ -253,7 +259,16 @@ def _message(turn: Turn, provider: Provider) -> dict[str, Any]:
 def _part(part: Part) -> dict[str, Any]:
     if isinstance(part, ImagePart):
         return {"type": "image_url", "image_url": _present({"url": part.url, "detail": part.detail})}
+    if isinstance(part, FilePart):
+        return {"type": "file", "file": _file(part)}
     return {"type": "text", "text": part.text}
+
+
+def _file(part: FilePart) -> dict[str, str]:
+    """By its id, or its bytes, which must have a name."""
+    if part.file_id is not None:
+        return {"file_id": part.file_id}
+    return {"filename": part.name or "document.pdf", "file_data": part.url}
 
 
 def _present(fields: Mapping[str, Any]) -> dict[str, Any]:

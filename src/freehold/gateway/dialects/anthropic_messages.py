@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal, TypeAlias
 import msgspec
 
 from freehold.gateway.conversation import (
+    FilePart,
     ImagePart,
     Part,
     Reasoning,
@@ -69,10 +70,22 @@ class ImageBlock(msgspec.Struct, tag="image", tag_field="type"):
     source: Base64Source | UrlSource
 
 
-class DocumentBlock(msgspec.Struct, tag="document", tag_field="type"):
-    """A document; only those that are plain text can be carried."""
+class FileSource(msgspec.Struct, tag="file", tag_field="type"):
+    """A document that Anthropic has already."""
 
-    source: TextSource
+    file_id: str
+
+
+class ContentSource(msgspec.Struct, tag="content", tag_field="type"):
+    """A document in pieces."""
+
+    content: str | list[TextBlock | ImageBlock]
+
+
+class DocumentBlock(msgspec.Struct, tag="document", tag_field="type"):
+    """A document; plain text goes on as text, everything else as it is."""
+
+    source: Base64Source | UrlSource | TextSource | FileSource | ContentSource
     title: str | None = None
     context: str | None = None
 
@@ -343,12 +356,28 @@ def _parts(content: str | list[Any]) -> Iterator[Part]:
             case TextBlock():
                 yield TextPart(block.text)
             case DocumentBlock():
-                about = [text for text in (block.title, block.context) if text]
-                yield TextPart("\n".join([*about, block.source.data]))
+                yield from _document(block)
             case ImageBlock(source=UrlSource(url=url)):
                 yield ImagePart(url)
             case ImageBlock(source=Base64Source(media_type=kind, data=data)):
                 yield ImagePart(f"data:{kind};base64,{data}")
+
+
+def _document(block: DocumentBlock) -> Iterator[Part]:
+    about = [text for text in (block.title, block.context) if text]
+    match block.source:
+        case TextSource(data=data) | ContentSource(content=str(data)):
+            yield TextPart("\n".join([*about, data]))
+        case ContentSource(content=pieces):
+            if about:
+                yield TextPart("\n".join(about))
+            yield from _parts(pieces)
+        case UrlSource(url=url):
+            yield FilePart(url, block.title, context=block.context)
+        case FileSource(file_id=file_id):
+            yield FilePart("", block.title, file_id, block.context)
+        case Base64Source(media_type=kind, data=data):
+            yield FilePart(f"data:{kind};base64,{data}", block.title, context=block.context)
 
 
 DIALECT = Dialect(decode, "messages", NAME)

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from freehold.gateway.conversation import (
+    FilePart,
     ImagePart,
     Part,
     Reasoning,
@@ -39,6 +40,14 @@ class ImageUrl(msgspec.Struct):
     detail: str | None = None
 
 
+class File(msgspec.Struct):
+    """A file: its bytes as a data URL, or the id it has at OpenAI."""
+
+    filename: str | None = None
+    file_data: str | None = None
+    file_id: str | None = None
+
+
 class ContentPart(msgspec.Struct):
     """One part of a message's content."""
 
@@ -46,6 +55,7 @@ class ContentPart(msgspec.Struct):
     text: str | None = None
     refusal: str | None = None
     image_url: ImageUrl | None = None
+    file: File | None = None
 
 
 class FunctionCall(msgspec.Struct):
@@ -235,13 +245,15 @@ def _part(part: ContentPart, where: str) -> Part:
             return TextPart(text)
         case ContentPart(type="image_url", image_url=ImageUrl(url=url, detail=detail)):
             return ImagePart(url, detail)
-        case ContentPart(type="text" | "refusal" | "image_url" as kind):
+        case ContentPart(type="file", file=File(filename=name, file_data=data, file_id=file_id)) if data or file_id:
+            return FilePart(data or "", name, file_id)
+        case ContentPart(type="text" | "refusal" | "image_url" | "file" as kind):
             param = f"{where}.{kind}"
             raise RequestError(
                 f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
             )
     raise RequestError(
-        f"Invalid value: {part.type[:50]!r}. Supported values are: 'text', 'image_url' and 'refusal'.",
+        f"Invalid value: {part.type[:50]!r}. Supported values are: 'text', 'image_url', 'file' and 'refusal'.",
         param=f"{where}.type",
         code="invalid_value",
     )

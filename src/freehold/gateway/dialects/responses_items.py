@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from freehold.gateway.conversation import ImagePart, Part, Reasoning, Role, TextPart, ToolCall, Turn
+from freehold.gateway.conversation import FilePart, ImagePart, Part, Reasoning, Role, TextPart, ToolCall, Turn
 from freehold.gateway.failures import RequestError
 
 
@@ -23,6 +23,10 @@ class ContentPart(msgspec.Struct):
     refusal: str | None = None
     image_url: str | None = None
     detail: str | None = None
+    filename: str | None = None
+    file_data: str | None = None
+    file_url: str | None = None
+    file_id: str | None = None
     annotations: list[Any] | None = None
     logprobs: list[Any] | None = None
 
@@ -144,9 +148,13 @@ def _part(part: ContentPart, where: str) -> Part:
             return TextPart(_needed(part.refusal, f"{where}.refusal"))
         case "input_image":
             return ImagePart(_needed(part.image_url, f"{where}.image_url"), part.detail)
+        case "input_file":
+            if part.file_id:
+                return FilePart("", part.filename, part.file_id)
+            return FilePart(_needed(part.file_data or part.file_url, f"{where}.file_data"), part.filename)
     raise RequestError(
-        f"Invalid value: {part.type[:50]!r}. Supported values are: 'input_text', 'input_image', 'output_text' and "
-        "'refusal'.",
+        f"Invalid value: {part.type[:50]!r}. Supported values are: 'input_text', 'input_image', 'input_file', "
+        "'output_text' and 'refusal'.",
         param=f"{where}.type",
         code="invalid_value",
     )
