@@ -201,8 +201,18 @@ class RouterSettings:
     )
     sticky_seconds: float = _setting(600.0, "How long after an answer a backend is kept to.", minimum=0)
     escalate_below: float = _setting(
-        0.0, "Mean log-probability of the core's answer below which a standby is asked; 0 = never, -0.7 is a start."
+        0.0,
+        "Mean log-probability of the core's answer below which a standby is asked; 0 = never, -0.7 is a start.",
+        maximum=0,
     )
+    escalate_agreement: float = _setting(
+        0.0,
+        "Agreement of the core's answer with second answers of its own, from 0 to 1, below which a standby is asked; "
+        "0 = never, 0.5 is a start.",
+        minimum=0,
+        maximum=1,
+    )
+    escalate_samples: int = _setting(2, "Second answers that it is compared with.", minimum=1, maximum=16)
     escalate_streams: bool = _setting(False, "Judge streamed answers too, which holds them until they are complete.")
     reload_seconds: float = _setting(
         2.0, "How often the settings file is looked at for changed routes; 0 = only on SIGHUP.", minimum=0

@@ -70,7 +70,8 @@ class Scripted:
         for i, word in enumerate(self.text.split()):
             given = (TokenLogprob(word.encode(), self.logprobs[i]),) if i < len(self.logprobs) else ()
             yield TextDelta(("" if i == 0 else " ") + word, given if request.logprobs is not None else ())
-        yield Finished("stop")
+        known = self.logprobs if request.logprobs is not None else ()
+        yield Finished("stop", mean_logprob=sum(known) / len(known) if known else None)
         yield Usage(1, 3)
 
 
@@ -466,8 +467,9 @@ def test_the_least_certain_choice_decides() -> None:
 
     draft = Draft("local")
     assert draft.confidence is None
-    draft.note(TextDelta("a", (TokenLogprob(b"a", -0.1), TokenLogprob(b"b", -0.3)), 0), show=True)
-    draft.note(TextDelta("a", (TokenLogprob(b"a", -4.0),), 1), show=True)
+    draft.note(Finished("stop", 0, mean_logprob=-0.2), show=True)
+    draft.note(Finished("stop", 1, mean_logprob=-4.0), show=True)
+    draft.note(Finished("tool_calls", 2), show=True)
     assert draft.confidence == -4.0
 
 

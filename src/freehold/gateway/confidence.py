@@ -1,67 +1,83 @@
-"""Escalation: the core drafts, its own log probabilities judge the draft, and a doubtful one is asked elsewhere.
+"""Escalation: the core drafts, the draft is judged, and a doubtful one is asked elsewhere.
 
-A judged backend fails with `LowConfidenceError`, so that the relay moves on as after any failure; when nobody better can
-answer, the draft is the answer. Whole answers are judged at their end. A streamed one could only be judged if it was
-held until then: that is the route's choice (`escalate_streams`), and its first-token guard bounds how long.
-Knows no provider and no policy.
+Two judges: how probable its tokens were to the core itself, and how far it agrees with second answers of the core to the
+same question (`agreement.py`). A judged backend fails with `LowConfidenceError`, so that the relay moves on as after any
+failure; when nobody better can answer, the draft is the answer. Whole answers are judged at their end. A streamed one
+could only be judged if it was held until then: that is the route's choice (`escalate_streams`), and its first-token guard
+bounds how long. Knows no provider and no policy.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 
 from freehold.errors import FreeholdError
+from freehold.gateway.agreement import Said, agreement
 from freehold.gateway.backends import Backend
-from freehold.gateway.conversation import Event, Request, TextDelta
+from freehold.gateway.conversation import Event, Finished, Request, TextDelta
 from freehold.gateway.failures import LowConfidenceError
+from freehold.settings import RouterSettings
+
+log = logging.getLogger("freehold.gateway")
+
+SAMPLE_TEMPERATURE = 0.7
+"""Least temperature of second answers: greedy ones would all be the same."""
 
 
 @dataclass(slots=True)
 class Draft:
-    """The core's answer and how sure it was; it stays in the record when another answered."""
+    """The core's answer and how sure it was; it stays in the record when another answered.
+
+    Args:
+        agreement: with second answers, from 0 to 1; None when there were none.
+    """
 
     backend: str
     events: list[Event] = field(default_factory=list)
-    logprobs: dict[int, list[float]] = field(default_factory=dict)  # by choice
+    said: Said = field(default_factory=Said)
+    means: list[float] = field(default_factory=list)  # of choices, where known
+    agreement: float | None = None
     error: FreeholdError | None = None
     rejected: bool = False
 
     @property
     def text(self) -> str:
         """The text of the first choice."""
-        return "".join(event.text for event in self.events if isinstance(event, TextDelta) and event.index == 0)
+        return self.said.text
 
     @property
     def confidence(self) -> float | None:
         """Mean log-probability of the least certain choice; None when the engine gave none (a tool call, say)."""
-        means = [sum(values) / len(values) for values in self.logprobs.values() if values]
-        return min(means, default=None)
+        return min(self.means, default=None)
 
     def note(self, event: Event, *, show: bool) -> Event | None:
         """Keeps an event and gives it back as the client may see it: log probabilities only if it asked (`show`)."""
-        if isinstance(event, TextDelta):
-            self.logprobs.setdefault(event.index, []).extend(token.logprob for token in event.logprobs)
-            if not show:
-                event = replace(event, logprobs=())
-                if not event.text:
-                    return None
+        self.said.note(event)
+        if isinstance(event, Finished) and event.mean_logprob is not None:
+            self.means.append(event.mean_logprob)
+        if isinstance(event, TextDelta) and not show:
+            event = replace(event, logprobs=())
+            if not event.text:
+                return None
         self.events.append(event)
         return event
 
 
 class JudgedBackend:
-    """A backend whose answers must reach a mean log-probability.
+    """A backend whose answers must be sure enough.
 
     Args:
-        threshold: natural logarithm, below 0.
+        rules: `escalate_below`, a mean log-probability below 0, and `escalate_agreement`, from 0 to 1; 0 = not looked at.
         draft: filled with the answer.
     """
 
-    def __init__(self, backend: Backend, threshold: float, draft: Draft) -> None:
+    def __init__(self, backend: Backend, rules: RouterSettings, draft: Draft) -> None:
         self._backend = backend
-        self._threshold = threshold
+        self._rules = rules
         self._draft = draft
         self.name = backend.name
         self.model = backend.model
@@ -87,29 +103,73 @@ class JudgedBackend:
         Raises:
             LowConfidenceError: it was not sure enough.
         """
-        show = request.logprobs is not None
-        asked = request if show else replace(request, logprobs=0)
         held: list[Event] = []
+        seconds = [asyncio.create_task(self._second(request, i)) for i in range(self._samples())]
         try:
-            async with aclosing(self._backend.stream(asked)) as events:
+            async with aclosing(self._drafted(request)) as events:
                 async for event in events:
-                    seen = self._draft.note(event, show=show)
-                    if seen is None:
-                        continue
                     if request.stream:
-                        held.append(seen)
+                        held.append(event)
                     else:
-                        yield seen
+                        yield event
+            self._judge_probability()
+            await self._judge_agreement(seconds)
         except FreeholdError as error:
             self._draft.error = error
             raise
-        found = self._draft.confidence
-        if found is not None and found < self._threshold:
-            self._draft.rejected = True
-            told = f"{self.name}: mean log-probability {found:.2f}, expected at least {self._threshold:g}"
-            raise LowConfidenceError(told)
+        finally:
+            for task in seconds:
+                task.cancel()
+            await asyncio.gather(*seconds, return_exceptions=True)
         for event in held:
             yield event
+
+    async def _drafted(self, request: Request) -> AsyncGenerator[Event, None]:
+        """The answer as the client may see it, noted."""
+        show = request.logprobs is not None
+        asked = request if show or not self._rules.escalate_below else replace(request, logprobs=0)
+        async with aclosing(self._backend.stream(asked)) as events:
+            async for event in events:
+                seen = self._draft.note(event, show=show)
+                if seen is not None:
+                    yield seen
+
+    def _samples(self) -> int:
+        return self._rules.escalate_samples if self._rules.escalate_agreement else 0
+
+    async def _second(self, request: Request, number: int) -> Said | None:
+        """Another answer to the same question, asked at the same time: the engine runs both in one batch."""
+        asked = request.sampling
+        seed = None if asked.seed is None else asked.seed + 1 + number
+        sampling = replace(asked, temperature=max(asked.temperature or 0.0, SAMPLE_TEMPERATURE), seed=seed)
+        name = f"{request.id}-second-{number}"
+        said = Said()
+        try:
+            async with aclosing(
+                self._backend.stream(replace(request, id=name, n=1, stream=False, logprobs=None, sampling=sampling))
+            ) as events:
+                async for event in events:
+                    said.note(event)
+        except FreeholdError as error:
+            log.warning("request %s: no second answer: %s", request.id, error.message)
+            return None
+        return said
+
+    def _judge_probability(self) -> None:
+        found, limit = self._draft.confidence, self._rules.escalate_below
+        if found is not None and found < limit:
+            self._reject(f"mean log-probability {found:.2f}, expected at least {limit:g}")
+
+    async def _judge_agreement(self, seconds: Sequence[asyncio.Task[Said | None]]) -> None:
+        others = [said for said in await asyncio.gather(*seconds) if said is not None]
+        found = self._draft.agreement = agreement(self._draft.said, others)
+        limit = self._rules.escalate_agreement
+        if found is not None and found < limit:
+            self._reject(f"agreement with itself {found:.2f}, expected at least {limit:g}")
+
+    def _reject(self, why: str) -> None:
+        self._draft.rejected = True
+        raise LowConfidenceError(f"{self.name}: {why}")
 
 
 class DraftBackend:

@@ -245,7 +245,8 @@ class Finished:
 
     Args:
         stop_sequence: the client's stop string that ended it.
-        mean_logprob: of the choice's tokens, where log probabilities were asked for and the backend knows them all.
+        mean_logprob: of the answer's tokens (thinking and calls left out), from backends that know it when log
+            probabilities were asked for.
     """
 
     reason: FinishReason

@@ -78,7 +78,7 @@ class LimitError(RequestError):
 
 
 class LowConfidenceError(FreeholdError):
-    """An answer whose mean log-probability was below what its route asks for."""
+    """An answer that was less sure than its route asks for: improbable, or at odds with second answers."""
 
 
 class UnavailableError(FreeholdError):

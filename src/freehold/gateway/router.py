@@ -236,19 +236,20 @@ class Router:
         """The line with the core's answer judged, if the route asks for it and another could do better."""
         core = self.core
         position = next((i for i, c in enumerate(line) if core is not None and c.backend is core), len(line))
-        if rules.escalate_below >= 0 or position >= len(line) - 1 or request.echo:
+        judged = rules.escalate_below or rules.escalate_agreement
+        if not judged or position >= len(line) - 1 or request.echo:
             return line
         if request.stream and not rules.escalate_streams:
             told = f"{line[position].reason}, streamed: not judged"
             return [*line[:position], replace(line[position], reason=told), *line[position + 1 :]]
-        judged = line[position]
-        draft = Draft(judged.backend.name)
-        backend = JudgedBackend(judged.backend, rules.escalate_below, draft)
+        drafter = line[position]
+        draft = Draft(drafter.backend.name)
+        backend = JudgedBackend(drafter.backend, rules, draft)
         last = replace(
-            judged, backend=DraftBackend(draft, judged.backend.model), reason="draft of the core", draft=draft
+            drafter, backend=DraftBackend(draft, drafter.backend.model), reason="draft of the core", draft=draft
         )
         others = [replace(c, draft=draft) for c in line[position + 1 :]]
-        return [*line[:position], replace(judged, backend=backend, draft=draft), *others, last]
+        return [*line[:position], replace(drafter, backend=backend, draft=draft), *others, last]
 
     def _line(self, request: Request, route: RouteSettings) -> list[Candidate]:
         """Everybody the model name can mean, in order, able or not."""

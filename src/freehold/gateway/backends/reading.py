@@ -86,10 +86,9 @@ class Reading:
     def push(self, token: int, logprob: TokenLogprob | None = None) -> list[Delta]:
         """What `token` made certain."""
         self.tokens += 1
-        if logprob is not None:
+        if logprob is not None and self._outside:
             self._sum, self._known = self._sum + logprob.logprob, self._known + 1
-            if self._outside:
-                self._content.note(logprob)
+            self._content.note(logprob)
         text = self._detokenizer.push(token)
         found = list(self._split(text)) if text else []
         self.thought += self.thinks
