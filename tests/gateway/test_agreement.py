@@ -101,6 +101,7 @@ class Core:
                 await self.waits.wait()
             finally:
                 self.left += 1
+        await asyncio.sleep(0)  # the others begin
         yield Started("tiny")
         yield TextDelta(said)
         yield Finished("stop", mean_logprob=None if request.logprobs is None else self._logprob)
