@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import httpx2
 import openai
 import pydantic
 import pytest
-from tests.gateway import fakes, scripted
-from tests.gateway.fakes import Live
-from tests.gateway.scripted import Scripted
+from tests.gateway import stage as stages
+from tests.gateway.stage import Stage
 
 from freehold.gateway.conversation import (
     Event,
@@ -49,31 +47,10 @@ CALLS: list[Event] = [
 ]
 
 
-class Stage:
-    """A scripted backend behind a server, and a client for it."""
-
-    def __init__(self, live: Live, backend: Scripted, client: openai.OpenAI) -> None:
-        self.live = live
-        self.backend = backend
-        self.client = client
-
-    def ask(self, script: Sequence[Event] = CALLS, **given: Any) -> Any:
-        self.backend.script = script
-        return self.client.chat.completions.create(**({"model": "stage.play", "messages": ASK} | given))
-
-    def post(self, **changes: Any) -> httpx2.Response:
-        body = {"model": "stage.play", "messages": ASK} | changes
-        return httpx2.post(self.live.url + "/v1/chat/completions", json=body, trust_env=False)
-
-
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
-    gateway, backend = scripted.gateway(CALLS)
-    with (
-        fakes.live(gateway) as found,
-        openai.OpenAI(base_url=found.url + "/v1", api_key="none", max_retries=0) as client,
-    ):
-        yield Stage(found, backend, client)
+    with stages.chat(CALLS) as found:
+        yield found
 
 
 def test_whole_calls_have_ids_names_and_arguments(stage: Stage) -> None:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import anthropic
 import httpx2
 import pytest
-from tests.gateway import fakes, scripted
+from tests.gateway import fakes
+from tests.gateway import stage as stages
 from tests.gateway.fakes import Live
-from tests.gateway.scripted import Scripted
+from tests.gateway.stage import Stage
 
 from freehold.engine.request import GenerateRequest
 from freehold.errors import OverloadedError, UpstreamError
@@ -65,32 +66,14 @@ def served(directory: Path) -> Iterator[Live]:
 
 @pytest.fixture
 def client(served: Live) -> Iterator[anthropic.Anthropic]:
-    with anthropic.Anthropic(base_url=served.url, api_key="none", max_retries=0) as found:
+    with stages.anthropic_client(served) as found:
         yield found
-
-
-class Stage:
-    """A scripted backend behind a server, and a client for it."""
-
-    def __init__(self, live: Live, backend: Scripted, client: anthropic.Anthropic) -> None:
-        self.live = live
-        self.backend = backend
-        self.client = client
-
-    def ask(self, script: Sequence[Event] = (), **given: Any) -> Any:
-        """A whole answer to a request."""
-        self.backend.script = script or TOOL_ANSWER
-        return self.client.messages.create(**({"model": "stage.play", "max_tokens": 50, "messages": ASK} | given))
 
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
-    gateway, backend = scripted.gateway(TOOL_ANSWER)
-    with (
-        fakes.live(gateway) as found,
-        anthropic.Anthropic(base_url=found.url, api_key="none", max_retries=0) as client,
-    ):
-        yield Stage(found, backend, client)
+    with stages.messages(TOOL_ANSWER) as found:
+        yield found
 
 
 def test_a_message_is_answered_whole(client: anthropic.Anthropic) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import openai
 import pydantic
 import pytest
-from tests.gateway import fakes, scripted
+from tests.gateway import fakes
+from tests.gateway import stage as stages
 from tests.gateway.fakes import Live
-from tests.gateway.scripted import Scripted
+from tests.gateway.stage import Stage
 
 from freehold.engine.request import GenerateRequest
 from freehold.errors import ContextLengthError, OverloadedError
@@ -63,40 +63,14 @@ def served(directory: Path) -> Iterator[Live]:
 
 @pytest.fixture
 def client(served: Live) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=served.url + "/v1", api_key="none", max_retries=0) as found:
+    with stages.openai_client(served) as found:
         yield found
-
-
-class Stage:
-    """A scripted backend behind a server, and a client for it."""
-
-    def __init__(self, live: Live, backend: Scripted, client: openai.OpenAI) -> None:
-        self.live = live
-        self.backend = backend
-        self.client = client
-
-    def ask(self, script: Sequence[Event] | Callable[[Request], Sequence[Event]] = HELLO, **given: Any) -> Any:
-        """A whole response."""
-        self.backend.script = script
-        return self.client.responses.create(**({"model": "stage.play", "input": "hi"} | given))
-
-    def stream(self, script: Sequence[Event] = HELLO, **given: Any) -> list[Any]:
-        """All events of a stream."""
-        return list(self.ask(script, stream=True, **given))
-
-    def post(self, **changes: Any) -> httpx2.Response:
-        body = {"model": "stage.play", "input": "hi"} | changes
-        return httpx2.post(self.live.url + "/v1/responses", json=body, trust_env=False)
 
 
 @pytest.fixture(scope="module")
 def stage() -> Iterator[Stage]:
-    gateway, backend = scripted.gateway(HELLO)
-    with (
-        fakes.live(gateway) as found,
-        openai.OpenAI(base_url=found.url + "/v1", api_key="none", max_retries=0) as client,
-    ):
-        yield Stage(found, backend, client)
+    with stages.responses(HELLO) as found:
+        yield found
 
 
 def test_a_response_is_whole_and_typed(stage: Stage) -> None:
