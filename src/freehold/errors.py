@@ -109,13 +109,19 @@ class UpstreamError(FreeholdError):
         kind: the class of failure: auth, banned, region, billing, rate, overload, transport, context, content_policy,
             invalid or capability.
         status: HTTP status, when one arrived.
-        body: what the provider said, stripped of keys; for whoever looks into a failure, never sent to clients.
+        retry_after: seconds after which it may be asked again, when it said so.
     """
 
     def __init__(
-        self, message: str, *, kind: str, status: int | None = None, body: bytes | None = None, hint: str | None = None
+        self,
+        message: str,
+        *,
+        kind: str,
+        status: int | None = None,
+        retry_after: float | None = None,
+        hint: str | None = None,
     ) -> None:
         super().__init__(message, hint=hint)
         self.kind = kind
         self.status = status
-        self.body = body
+        self.retry_after = retry_after

@@ -171,7 +171,7 @@ class Attempt:
         if moving:
             self._context.on_failover(self.name, kind)
         if self._watched and not isinstance(error, OutOfTime):
-            wait = getattr(error, "retry_after", None)
+            wait = error.retry_after if isinstance(error, UpstreamError) else None
             self._breaker.failed(self.name, kind, wait, trial=self._trial, late=self._heard)
             self._trial = False
             self._context.on_break()

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from freehold.errors import FreeholdError, SettingError
+from freehold.errors import FreeholdError, SettingError, UpstreamError
 from freehold.gateway.backends import Backend
 from freehold.gateway.breaker import Breaker, Verdict
 from freehold.gateway.confidence import Draft, DraftBackend, JudgedBackend
@@ -159,7 +159,8 @@ class Router:
     def failed(self, backend: Backend, error: Exception) -> None:
         """Notes a failure. The core is not left alone: its own state says whether it can answer."""
         if self.core is None or backend.name != self.core.name:
-            self.breaker.failed(backend.name, kind_of(error), getattr(error, "retry_after", None))
+            wait = error.retry_after if isinstance(error, UpstreamError) else None
+            self.breaker.failed(backend.name, kind_of(error), wait)
 
     def cooling(self, backend: Backend) -> str | None:
         """The kind of failure for which it is left alone, if it is."""

@@ -40,7 +40,7 @@ class AnthropicBackend(UpstreamBackend):
 
         Raises:
             CapabilityError: it can't be asked for such a prompt.
-            ProviderError: it refused, failed, or answered something else.
+            UpstreamError: it refused, failed, or answered something else.
         """
         self.check(request)
         answer = await self.whole("/messages/count_tokens", self._asked_for.counted_body(request), MAX_COUNT)

@@ -7,12 +7,10 @@ from freehold.gateway.backends.embeddings import MAX_EMBEDDINGS, decode_embeddin
 from freehold.gateway.backends.keys import Key
 from freehold.gateway.backends.openai_wire import AzureWire, OpenAIWire
 from freehold.gateway.backends.providers import known
-from freehold.gateway.backends.upstream import ProviderError, UpstreamBackend
+from freehold.gateway.backends.upstream import UpstreamBackend
 from freehold.gateway.conversation import EmbeddingRequest, Embeddings
 from freehold.gateway.failures import CapabilityError
 from freehold.settings import GuardSettings, UpstreamSettings
-
-__all__ = ["OpenAIBackend", "ProviderError"]
 
 
 class OpenAIBackend(UpstreamBackend):
@@ -38,7 +36,7 @@ class OpenAIBackend(UpstreamBackend):
 
         Raises:
             CapabilityError: no model to ask for.
-            ProviderError: it refused, failed, or answered something else than was asked for.
+            UpstreamError: it refused, failed, or answered something else than was asked for.
         """
         if not request.model:
             raise CapabilityError(f"The upstream '{self.name}' has no model configured.", param="model")

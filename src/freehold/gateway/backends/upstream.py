@@ -41,12 +41,6 @@ REFUSALS = frozenset({401, 402, 403, 408, 429})
 DRAIN_SECONDS = 0.1  # the end of a response travels with its last event; a new connection costs about as much
 
 
-class ProviderError(UpstreamError):
-    """An UpstreamError that may say when to come back (`retry_after`, seconds)."""
-
-    retry_after: float | None = None
-
-
 class UpstreamBackend:
     """One provider.
 
@@ -113,7 +107,7 @@ class UpstreamBackend:
                         begun = True
                         yield event
                 return
-            except ProviderError as error:
+            except UpstreamError as error:
                 if not self._next_key(state, error) or begun or state is states[-1]:
                     raise
 
@@ -121,22 +115,22 @@ class UpstreamBackend:
         """The JSON body of an answer that is not streamed; a key that is refused gives way to the next.
 
         Raises:
-            ProviderError: refused, failed, not JSON, or longer than `limit` bytes.
+            UpstreamError: refused, failed, not JSON, or longer than `limit` bytes.
         """
         states = list(self.keys.order())
         for state in states[:-1]:
             try:
                 return await self._fetched(state, path, body, limit)
-            except ProviderError as error:
+            except UpstreamError as error:
                 if not self._next_key(state, error):
                     raise
         try:
             return await self._fetched(states[-1], path, body, limit)
-        except ProviderError as error:
+        except UpstreamError as error:
             self._next_key(states[-1], error)
             raise
 
-    def _next_key(self, state: KeyState, error: ProviderError) -> bool:
+    def _next_key(self, state: KeyState, error: UpstreamError) -> bool:
         """Notes a failure; True when it was the key's, so that another may do better."""
         if not self.keys.refused(state, error.kind, error.retry_after):
             return False
@@ -169,7 +163,7 @@ class UpstreamBackend:
         """A sign of life, for no tokens: asks for the list of models.
 
         Raises:
-            ProviderError: there is none, or only a refusal that a request would get too.
+            UpstreamError: there is none, or only a refusal that a request would get too.
         """
         state = next(iter(self.keys.order()))
         headers = self.wire.headers(state.key.reveal()) | {"accept": "application/json"}
@@ -184,7 +178,7 @@ class UpstreamBackend:
     async def opened(
         self, state: KeyState, path: str, body: bytes, accept: str = "text/event-stream"
     ) -> AsyncGenerator[Response, None]:
-        """A response with status 200, its body not yet read; transport failures and refusals become ProviderErrors."""
+        """A response with status 200, its body not yet read; transport failures and refusals become UpstreamErrors."""
         headers = {"content-type": "application/json", "accept": accept} | self.wire.headers(state.key.reveal())
         try:
             async with self._http.stream("POST", self._base + path, headers, body) as response:
@@ -230,24 +224,21 @@ class UpstreamBackend:
         if content_type != "text/event-stream":
             raise self.error(f"status 200 with content type '{content_type}' instead of an event stream")
 
-    async def _refusal(self, response: Response) -> ProviderError:
+    async def _refusal(self, response: Response) -> UpstreamError:
         """What a status other than 200 means."""
         body = _plain(await _head(response), response.headers.get("content-encoding", "").strip().lower())
         kind, text = classify(response.status, body)
-        safe = self.keys.redact(body.decode("utf-8", "replace")).encode()
-        error = self.error(f"status {response.status}: {text}", kind, response.status, safe)
-        error.retry_after = retry_after(response.headers, time.time())
-        if error.retry_after is None:
-            error.retry_after = told_delay(body)
-        return error
+        wait = retry_after(response.headers, time.time())
+        wait = told_delay(body) if wait is None else wait
+        return self.error(f"status {response.status}: {text}", kind, response.status, wait)
 
     def error(
-        self, found: str, kind: str = "transport", status: int | None = None, body: bytes | None = None
-    ) -> ProviderError:
+        self, found: str, kind: str = "transport", status: int | None = None, wait: float | None = None
+    ) -> UpstreamError:
         """A failure of this upstream, told in words that are safe to log."""
         hint = f"check the key of upstream '{self.name}'" if kind == "auth" else None
         told = one_line(self.keys.redact(found))[:MAX_MESSAGE]  # in this order: half a key would not be recognized
-        return ProviderError(f"{self.name}: {told}", kind=kind, status=status, body=body, hint=hint)
+        return UpstreamError(f"{self.name}: {told}", kind=kind, status=status, retry_after=wait, hint=hint)
 
 
 def checked_url(upstream: UpstreamSettings, has_key: bool) -> str:
