@@ -1,11 +1,12 @@
 """Other people's tools against the gateway, with nothing changed but the base URL.
 
-    python bench/clients.py [--python PYTHON] [--json]
+    python bench/clients.py [--python PYTHON] [--claude CLAUDE] [--json]
 
-`llm` (streamed and whole) and `pydantic-ai` (an agent that calls a tool and answers from its result, streamed and whole)
+`llm` (streamed and whole), `pydantic-ai` and the OpenAI Agents SDK (agents that call a tool and answer from its result)
 run in an environment of their own, `.venv-clients` unless `--python` names an interpreter that has them; it is made with
-pip when it is not there. The gateway is a real server; a script stands in place of the engine, so that each tool's
-answer is known. Exit code 1 when one of them does not get it.
+pip when it is not there. Claude Code (a streaming tool loop that reads a file) is tried when `--claude` or the PATH has
+it: `npm install @anthropic-ai/claude-code`. The gateway is a real server; a script stands in place of the engine, so that
+each tool's answer is known. Exit code 1 when one of them does not get it.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ import argparse
 import asyncio
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -30,7 +33,7 @@ from freehold.gateway.service import Gateway
 from freehold.settings import ServerSettings, Settings
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("llm", "pydantic-ai-slim[openai]")
+PACKAGES = ("llm", "pydantic-ai-slim[openai]", "openai-agents")
 ANSWER = "Freehold answers, word by word."
 
 AGENT = """
@@ -51,8 +54,39 @@ asyncio.run(main())
 """
 
 
+AGENTS = """
+import asyncio
+from agents import Agent, Runner, function_tool, set_tracing_disabled, set_default_openai_api, SQLiteSession
+set_tracing_disabled(True)
+@function_tool
+def weather(city: str) -> str:
+    return f"rain in {city}"
+async def main():
+    for api in ("responses", "chat_completions"):
+        set_default_openai_api(api)
+        agent = Agent(name="reporter", instructions="Be brief.", model="scripted", tools=[weather])
+        print((await Runner.run(agent, "What is the weather in Paris?")).final_output)
+        run = Runner.run_streamed(agent, "What is the weather in Paris?")
+        async for event in run.stream_events():
+            pass
+        print(run.final_output)
+    set_default_openai_api("responses")
+    agent = Agent(name="reporter", model="scripted")
+    first = await Runner.run(agent, "hello")
+    again = await Runner.run(agent, "hello again", previous_response_id=first.last_response_id)
+    print(again.final_output)
+asyncio.run(main())
+"""
+
+
+NOTE = "rain in Paris"
+
+
 class ScriptedCore:
-    """Calls the first tool it is offered with a city, and answers from its result; without tools, one sentence."""
+    """Calls a tool it is offered, and answers from its result; without tools, one sentence.
+
+    The tool is the one that reads files, when the question names a file, else the first, which is told a city.
+    """
 
     name, model, state, continues = "local", "scripted", "ready", True
 
@@ -74,16 +108,28 @@ class ScriptedCore:
         yield Started(self.model)
         result = next((turn.text for turn in request.turns if turn.role == "tool"), None)
         if request.wants_tools and result is None:
-            yield ToolCallDelta(0, "call_1", request.tools[0].name, "")
-            for piece in ('{"ci', 'ty": "Pa', 'ris"}'):
-                yield ToolCallDelta(0, arguments=piece)
+            name, arguments = self._call(request)
+            if name == "Read":
+                yield TextDelta("I'll look.")  # as models do; pydantic-ai would take it for the answer
+            yield ToolCallDelta(0, "call_1", name, "")
+            for i in range(0, len(arguments), 7):
+                yield ToolCallDelta(0, arguments=arguments[i : i + 7])
             yield Finished("tool_calls")
         else:
-            text = ANSWER if result is None else f"I hear of {result}."
+            heard = NOTE if result is not None and NOTE in result else result
+            text = ANSWER if heard is None else f"I hear of {heard}."
             for i, word in enumerate(text.split(" ")):
                 yield TextDelta(word if i == 0 else " " + word)
             yield Finished("stop")
         yield Usage(9, 9)
+
+    @staticmethod
+    def _call(request: Request) -> tuple[str, str]:
+        said = " ".join(turn.text for turn in request.turns if turn.role == "user")
+        file = re.search(r"/\S+/note\.txt", said)
+        if file and any(tool.name == "Read" for tool in request.tools):
+            return "Read", json.dumps({"file_path": file.group()})
+        return request.tools[0].name, json.dumps({"city": "Paris"})
 
 
 def interpreter(named: str | None) -> Path:
@@ -107,6 +153,10 @@ def trials(python: Path, url: str, home: Path) -> dict[str, dict[str, Any]]:
         "llm, streamed": (llm, ANSWER),
         "llm, whole": ([*llm, "--no-stream"], ANSWER),
         "pydantic-ai, tool loop whole and streamed": ([str(python), "-c", AGENT], f"{agreed}\n{agreed}"),
+        "OpenAI Agents SDK, tool loops over Responses and Chat, a stored conversation": (
+            [str(python), "-c", AGENTS],
+            "\n".join([agreed] * 4 + [ANSWER]),
+        ),
     }
     found = {}
     for name, (words, wanted) in asked.items():
@@ -116,7 +166,30 @@ def trials(python: Path, url: str, home: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def run(python: Path) -> dict[str, dict[str, Any]]:
+def coding_agent(claude: str, url: str, home: Path) -> dict[str, Any]:
+    """Claude Code with a home of its own, so that nobody's settings or account come into it."""
+    note = home / "note.txt"
+    note.write_text(NOTE + "\n")
+    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "CLAUDE_CONFIG_DIR": str(home / "claude")}
+    environment |= {"ANTHROPIC_BASE_URL": url.removesuffix("/v1"), "ANTHROPIC_API_KEY": "none"}
+    environment |= dict.fromkeys(("ANTHROPIC_MODEL", "ANTHROPIC_SMALL_FAST_MODEL"), "scripted")
+    environment |= dict.fromkeys(("DISABLE_AUTOUPDATER", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"), "1")
+    words = [claude, "-p", f"What does {note} say?", "--allowedTools", "Read"]
+    done = subprocess.run(
+        words,
+        env=environment,
+        cwd=home,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    good = done.returncode == 0 and done.stdout.strip() == f"I hear of {NOTE}."
+    return {"pass": good, "said": done.stdout.strip(), "stderr": "" if good else done.stderr[-1500:]}
+
+
+def run(python: Path, claude: str | None) -> dict[str, dict[str, Any]]:
     """Serves, and lets every tool ask."""
     core, ports, stop = ScriptedCore(), [], asyncio.Event()
     settings, ready, loop = Settings(server=ServerSettings(port=0)), threading.Event(), asyncio.new_event_loop()
@@ -129,7 +202,10 @@ def run(python: Path) -> dict[str, dict[str, Any]]:
         thread.start()
         try:
             ready.wait(30)
-            found = trials(python, f"http://127.0.0.1:{ports[0]}/v1", Path(home))
+            url = f"http://127.0.0.1:{ports[0]}/v1"
+            found = trials(python, url, Path(home))
+            if claude is not None:
+                found["Claude Code, streaming tool loop"] = coding_agent(claude, url, Path(home))
         finally:
             loop.call_soon_threadsafe(stop.set)
             thread.join()
@@ -141,9 +217,10 @@ def run(python: Path) -> dict[str, dict[str, Any]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=os.environ.get("CLIENTS_PYTHON"))
+    parser.add_argument("--claude", default=shutil.which("claude"), help="Claude Code; not tried when it is not there")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    found = run(interpreter(given.python))
+    found = run(interpreter(given.python), given.claude)
     if given.json:
         print(json.dumps(found, indent=2))
     else:

@@ -128,6 +128,18 @@ def test_a_whole_answer_is_the_streamed_one(stage: Stage) -> None:
     assert final.usage.output_tokens == whole.usage.output_tokens
 
 
+def test_instructions_between_turns_as_claude_code_sends_them_are_system_turns(stage: Stage) -> None:
+    told: Any = [*ASK, {"role": "system", "content": "now in French"}, {"role": "assistant", "content": "ok"}, *ASK]
+    stage.ask(messages=told, system="be kind")
+    roles = [(turn.role, turn.text) for turn in stage.backend.last.turns]
+    assert roles == [
+        ("system", "be kind"), ("user", "hi"), ("system", "now in French"), ("assistant", "ok"), ("user", "hi"),
+    ]  # fmt: skip
+    block = {"type": "tool_result", "tool_use_id": "t", "content": "x"}
+    reply = stage.post(messages=[*ASK, {"role": "system", "content": [block]}])
+    assert reply.status_code == 400 and "belongs to the user" in reply.text
+
+
 def test_tools_choice_results_images_and_thinking_reach_the_backend(stage: Stage) -> None:
     image = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "QUJD"}}
     stage.ask(

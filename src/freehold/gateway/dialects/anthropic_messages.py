@@ -125,9 +125,9 @@ Block: TypeAlias = (
 
 
 class Message(msgspec.Struct):
-    """One turn."""
+    """One turn; Claude Code puts instructions between turns, as `system`."""
 
-    role: Literal["user", "assistant"]
+    role: Literal["user", "assistant", "system"]
     content: str | list[Block]
 
 
@@ -331,7 +331,7 @@ def _check_role(block: Block, role: str, where: str) -> None:
         )
 
 
-def _turn(role: Literal["user", "assistant"], blocks: list[Block]) -> Turn:
+def _turn(role: Literal["user", "assistant", "system"], blocks: list[Block]) -> Turn:
     calls = [b for b in blocks if isinstance(b, ToolUseBlock)]
     return Turn(
         role,
