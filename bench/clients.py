@@ -1,12 +1,12 @@
 """Other people's tools against the gateway, with nothing changed but the base URL.
 
-    python bench/clients.py [--python PYTHON] [--claude CLAUDE] [--json]
+    python bench/clients.py [--python PYTHON] [--claude CLAUDE] [--codex CODEX] [--json]
 
 `llm` (streamed and whole), `pydantic-ai` and the OpenAI Agents SDK (agents that call a tool and answer from its result)
 run in an environment of their own, `.venv-clients` unless `--python` names an interpreter that has them; it is made with
-pip when it is not there. Claude Code (a streaming tool loop that reads a file) is tried when `--claude` or the PATH has
-it: `npm install @anthropic-ai/claude-code`. The gateway is a real server; a script stands in place of the engine, so that
-each tool's answer is known. Exit code 1 when one of them does not get it.
+pip when it is not there. Claude Code and Codex (streaming tool loops that read a file) are tried when an option or the
+PATH has them: `npm install @anthropic-ai/claude-code @openai/codex`. The gateway is a real server; a script stands in place
+of the engine, so that each tool's answer is known. Exit code 1 when one of them does not get it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -80,6 +80,13 @@ asyncio.run(main())
 
 
 NOTE = "rain in Paris"
+READERS: dict[str, Callable[[str], dict[str, Any]]] = {
+    "Read": lambda path: {"file_path": path},
+    "exec_command": lambda path: {"cmd": f"cat {path}"},
+    "shell": lambda path: {"command": ["cat", path]},
+    "shell_command": lambda path: {"command": f"cat {path}"},
+}
+"""Tools of coding agents by which a file can be read."""
 
 
 class ScriptedCore:
@@ -109,7 +116,7 @@ class ScriptedCore:
         result = next((turn.text for turn in request.turns if turn.role == "tool"), None)
         if request.wants_tools and result is None:
             name, arguments = self._call(request)
-            if name == "Read":
+            if name in READERS:
                 yield TextDelta("I'll look.")  # as models do; pydantic-ai would take it for the answer
             yield ToolCallDelta(0, "call_1", name, "")
             for i in range(0, len(arguments), 7):
@@ -127,8 +134,9 @@ class ScriptedCore:
     def _call(request: Request) -> tuple[str, str]:
         said = " ".join(turn.text for turn in request.turns if turn.role == "user")
         file = re.search(r"/\S+/note\.txt", said)
-        if file and any(tool.name == "Read" for tool in request.tools):
-            return "Read", json.dumps({"file_path": file.group()})
+        for tool in request.tools if file else ():
+            if tool.name in READERS:
+                return tool.name, json.dumps(READERS[tool.name](file.group()))  # type: ignore[union-attr]
         return request.tools[0].name, json.dumps({"city": "Paris"})
 
 
@@ -166,15 +174,31 @@ def trials(python: Path, url: str, home: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def coding_agent(claude: str, url: str, home: Path) -> dict[str, Any]:
-    """Claude Code with a home of its own, so that nobody's settings or account come into it."""
-    note = home / "note.txt"
-    note.write_text(NOTE + "\n")
-    environment = {"PATH": os.environ["PATH"], "HOME": str(home), "CLAUDE_CONFIG_DIR": str(home / "claude")}
-    environment |= {"ANTHROPIC_BASE_URL": url.removesuffix("/v1"), "ANTHROPIC_API_KEY": "none"}
+def claude_code(claude: str, url: str, home: Path) -> dict[str, Any]:
+    """Claude Code reads a file."""
+    environment = {"CLAUDE_CONFIG_DIR": str(home / "claude"), "ANTHROPIC_API_KEY": "none"}
+    environment |= {"ANTHROPIC_BASE_URL": url.removesuffix("/v1")}
     environment |= dict.fromkeys(("ANTHROPIC_MODEL", "ANTHROPIC_SMALL_FAST_MODEL"), "scripted")
     environment |= dict.fromkeys(("DISABLE_AUTOUPDATER", "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC"), "1")
-    words = [claude, "-p", f"What does {note} say?", "--allowedTools", "Read"]
+    return coding_agent([claude, "-p", "--allowedTools", "Read", "--"], environment, home)
+
+
+def codex(program: str, url: str, home: Path) -> dict[str, Any]:
+    """Codex reads a file."""
+    (home / "codex").mkdir()
+    lines = ['model = "scripted"', 'model_provider = "mine"', "[model_providers.mine]", 'name = "mine"']
+    lines += [f'base_url = "{url}"', 'wire_api = "responses"', 'env_key = "OPENAI_API_KEY"']
+    (home / "codex" / "config.toml").write_text("\n".join(lines) + "\n")
+    environment = {"CODEX_HOME": str(home / "codex"), "OPENAI_API_KEY": "none"}
+    return coding_agent([program, "exec", "--skip-git-repo-check", "-s", "danger-full-access"], environment, home)
+
+
+def coding_agent(words: list[str], environment: dict[str, str], home: Path) -> dict[str, Any]:
+    """A coding agent with a home of its own, so that nobody's settings or account come into it."""
+    note = home / "note.txt"
+    note.write_text(NOTE + "\n")
+    environment |= {"PATH": os.environ["PATH"], "HOME": str(home)}
+    words = [*words, f"What does {note} say?"]
     done = subprocess.run(
         words,
         env=environment,
@@ -189,7 +213,7 @@ def coding_agent(claude: str, url: str, home: Path) -> dict[str, Any]:
     return {"pass": good, "said": done.stdout.strip(), "stderr": "" if good else done.stderr[-1500:]}
 
 
-def run(python: Path, claude: str | None) -> dict[str, dict[str, Any]]:
+def run(python: Path, agents: dict[str, tuple[Callable[..., dict[str, Any]], str | None]]) -> dict[str, dict[str, Any]]:
     """Serves, and lets every tool ask."""
     core, ports, stop = ScriptedCore(), [], asyncio.Event()
     settings, ready, loop = Settings(server=ServerSettings(port=0)), threading.Event(), asyncio.new_event_loop()
@@ -204,8 +228,9 @@ def run(python: Path, claude: str | None) -> dict[str, dict[str, Any]]:
             ready.wait(30)
             url = f"http://127.0.0.1:{ports[0]}/v1"
             found = trials(python, url, Path(home))
-            if claude is not None:
-                found["Claude Code, streaming tool loop"] = coding_agent(claude, url, Path(home))
+            for name, (agent, program) in agents.items():
+                if program is not None:
+                    found[f"{name}, streaming tool loop"] = agent(program, url, Path(home))
         finally:
             loop.call_soon_threadsafe(stop.set)
             thread.join()
@@ -218,9 +243,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--python", default=os.environ.get("CLIENTS_PYTHON"))
     parser.add_argument("--claude", default=shutil.which("claude"), help="Claude Code; not tried when it is not there")
+    parser.add_argument("--codex", default=shutil.which("codex"), help="Codex; not tried when it is not there")
     parser.add_argument("--json", action="store_true")
     given = parser.parse_args()
-    found = run(interpreter(given.python), given.claude)
+    agents = {"Claude Code": (claude_code, given.claude), "Codex": (codex, given.codex)}
+    found = run(interpreter(given.python), agents)
     if given.json:
         print(json.dumps(found, indent=2))
     else:
