@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import subprocess
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
 
 import freehold
 from freehold.cli import VERBS, app, reference
+from freehold.settings import SECTIONS, TABLES, RouterSettings
 
 ROOT = Path(__file__).parent.parent
 FORBIDDEN = re.compile(
@@ -104,6 +107,18 @@ def test_every_link_on_a_page_leads_somewhere(page: str) -> None:
 
 def test_the_reference_is_what_the_code_says() -> None:
     assert (ROOT / "docs/reference.md").read_text() == reference.page(), "run `make reference`"
+
+
+@pytest.mark.parametrize(("table", "cls"), [*SECTIONS.items(), *TABLES.items()])
+def test_the_reference_has_every_setting_of_every_table(table: str, cls: type[Any]) -> None:
+    title = f"### [[{table}]]" if table in TABLES else f"### [{table}]"
+    section = reference.page().split(title + "\n")[1].split("\n### ")[0]
+    own = [RouterSettings if item.name == "router" else item.name for item in dataclasses.fields(cls)]
+    names = [name for name in own if isinstance(name, str)]
+    if RouterSettings in own:
+        names += [item.name for item in dataclasses.fields(RouterSettings) if item.name != "reload_seconds"]
+    for name in names:
+        assert section.count(f"| `{name}` |") == 1
 
 
 def test_every_room_has_its_page_and_its_layer() -> None:

@@ -228,3 +228,9 @@ def test_openrouters_reasoning_says_effort_and_budget(
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "reasoning": given}
     request, _ = openai_chat.decode(json.dumps(body).encode(), "r")
     assert (request.reasoning_effort, request.reasoning_budget, request.dropped) == (effort, budget, ())
+
+
+def test_vllms_name_for_a_budget_is_known_too() -> None:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "thinking_token_budget": 64}
+    request, _ = openai_chat.decode(json.dumps(body).encode(), "r")
+    assert (request.reasoning_budget, request.dropped) == (64, ())

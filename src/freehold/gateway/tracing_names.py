@@ -1,8 +1,9 @@
 """Every name that our traces use, and where it comes from; the conventions for GenAI still move, so they move here only.
 
-GenAI: https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/ (1.38), HTTP:
-https://opentelemetry.io/docs/specs/semconv/http/http-spans/. What the conventions have no name for begins with
-`freehold.`. There is none for prompts, answers, tools or stop strings: spans carry no content.
+GenAI: https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-spans/, HTTP:
+https://opentelemetry.io/docs/specs/semconv/http/http-spans/; a test holds them against the package of the conventions.
+What these have no name for begins with `freehold.`. There is none for prompts, answers, tools or stop strings: spans carry
+no content.
 """
 
 from __future__ import annotations

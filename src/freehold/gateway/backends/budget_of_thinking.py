@@ -1,6 +1,6 @@
 """Keeps a model's thinking within its budget: when the tokens are spent, the block is closed and the answer begins.
 
-As Qwen's documentation does it (https://qwen.readthedocs.io/en/latest/getting_started/quickstart.html#thinking-budget):
+As Qwen's documentation does it (https://qwen.readthedocs.io/en/latest/getting_started/quickstart.html):
 the engine is stopped, the mark that closes thinking is put behind what it wrote, and it goes on from there. Knows tokens;
 no marks, no prompt and no engine.
 """
@@ -15,8 +15,8 @@ from freehold.engine.request import TokenOutput
 from freehold.gateway.conversation import Request
 
 EFFORTS: Mapping[str, int] = {"none": 0, "minimal": 256, "low": 1024, "medium": 4096}
-"""Tokens of thinking for a `reasoning_effort`; high and above think as long as they like. OpenAI has no numbers for its
-own; these are in the range of what gateways tell Anthropic (LiteLLM: 128 to 4096)."""
+"""Tokens of thinking for a `reasoning_effort`; high and above think as long as they like. The numbers are ours: OpenAI tells
+none for its own models."""
 
 
 class Thinker(Protocol):

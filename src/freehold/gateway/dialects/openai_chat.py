@@ -165,6 +165,7 @@ class ChatBody(SharedFields, kw_only=True):
     response_format: dict[str, Any] | None = None
     reasoning_effort: Effort | None = None
     reasoning: ReasoningOptions | None = None
+    thinking_token_budget: Annotated[int, msgspec.Meta(ge=0, le=1 << 31)] | None = None  # vLLM's
 
 
 def decode(body: bytes, request_id: str) -> tuple[Request, ChatEncoder]:
@@ -196,7 +197,7 @@ def decode(body: bytes, request_id: str) -> tuple[Request, ChatEncoder]:
         user=fields.user,
         stream=bool(fields.stream),
         reasoning_effort=fields.reasoning_effort or thinking.wanted(),
-        reasoning_budget=thinking.max_tokens,
+        reasoning_budget=fields.thinking_token_budget if thinking.max_tokens is None else thinking.max_tokens,
         dialect=NAME,
         body=body,
         dropped=unknown(body, ChatBody) + others,
