@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from tests.engine import tiny
 
-from freehold.engine.process import Backoff, EngineProcess
+from freehold.engine.process import Backoff, EngineProcess, _Connection
 from freehold.engine.request import GenerateRequest, TokenOutput
 from freehold.errors import ContextLengthError, EngineDownError, FormatError, OverloadedError, UsageError
 from freehold.settings import EngineSettings
@@ -381,7 +381,7 @@ def test_a_worker_that_talks_nonsense_is_killed_and_replaced(model: Path) -> Non
 
 def test_an_engine_that_stands_still_is_killed_and_replaced(model: Path, caplog: pytest.LogCaptureFixture) -> None:
     async def test() -> None:
-        async with started(model, replace(SETTINGS, stall_seconds=0.2)) as process:
+        async with started(model, replace(SETTINGS, stall_seconds=1.0)) as process:
             assert process.facts is not None
             first = process.facts.pid
             stream = process.generate(tiny.request("a", [1], max_tokens=LONG))
@@ -400,7 +400,7 @@ def test_an_engine_that_stands_still_is_killed_and_replaced(model: Path, caplog:
 
 def test_an_idle_engine_that_stands_still_is_replaced_before_anybody_asks(model: Path) -> None:
     async def test() -> None:
-        async with started(model, replace(SETTINGS, stall_seconds=0.2)) as process:
+        async with started(model, replace(SETTINGS, stall_seconds=1.0)) as process:
             assert process.facts is not None
             os.kill(process.facts.pid, signal.SIGSTOP)
             await until(lambda: process.state == "ready" and process.stats.restarts == 1)
@@ -408,9 +408,40 @@ def test_an_idle_engine_that_stands_still_is_replaced_before_anybody_asks(model:
     run(test)
 
 
+def test_one_that_hangs_while_it_loads_is_given_up_and_tried_again(
+    model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened, stopped = _Connection.open, 0
+
+    async def stop_the_first_two() -> _Connection:
+        nonlocal stopped
+        connection = await opened()
+        if stopped < 2:
+            stopped += 1
+            os.kill(connection.process.pid, signal.SIGSTOP)
+        return connection
+
+    async def test() -> None:
+        settings = replace(SETTINGS, stall_seconds=0.05)
+        with monkeypatch.context() as patch:
+            patch.setattr(_Connection, "open", stop_the_first_two)
+            with pytest.raises(EngineDownError, match="hung while loading the model: it stood still"):
+                await EngineProcess(model, settings).start()
+        async with started(model, SETTINGS) as process:
+            process._settings = settings
+            assert process.facts is not None
+            with monkeypatch.context() as patch:
+                patch.setattr(_Connection, "open", stop_the_first_two)
+                os.kill(process.facts.pid, signal.SIGKILL)
+                await until(lambda: process.stats.restarts >= 2 and process.state == "ready")
+
+    run(test)
+    assert stopped == 2 and "hung while loading" in caplog.text
+
+
 def test_a_busy_engine_whose_steps_take_their_time_is_left_in_peace(model: Path) -> None:
     async def test() -> None:
-        async with started(model, replace(SETTINGS, stall_seconds=0.2, step_seconds=30.0)) as process:
+        async with started(model, replace(SETTINGS, stall_seconds=1.0, step_seconds=30.0)) as process:
             outputs = await collect(process, tiny.request("long", list(range(1, 60)), max_tokens=300))
             assert len(outputs) == 300 and process.stats.restarts == 0
 

@@ -237,7 +237,7 @@ def test_kill_9_without_a_standby_is_a_clear_503_with_a_hint_and_the_engine_come
 def test_an_engine_that_hangs_is_replaced_its_stream_goes_on_and_others_are_answered_by_the_standby(
     patient: Path,
 ) -> None:
-    hanging = replace(SLOW, stall_seconds=0.3)
+    hanging = replace(SLOW, stall_seconds=1.0)
     asked = ask(0, max_tokens=200, logit_bias=ENDLESS["logit_bias"])
     with provider([GOOD]) as found, fakes.live(gateway(patient, fakes.upstream(found.url), engine=hanging)) as live:
 

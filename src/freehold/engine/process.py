@@ -2,7 +2,7 @@
 
 When the process dies, every open iterator raises EngineDownError at once and a new process is started, after 0.1 s at
 first, doubling to 5 s while it keeps dying young. One that hangs without dying (see `pulse.py`) is killed and counts as
-dead from that moment; while it loads a model nobody asks.
+dead from that moment.
 
 This module knows no HTTP or text, and nothing of what runs inside.
 """
@@ -16,11 +16,11 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from freehold.engine import wire
 from freehold.engine.pulse import Pulse
@@ -28,7 +28,11 @@ from freehold.engine.request import EngineStats, GenerateRequest, ModelFacts, To
 from freehold.errors import EngineDownError, FreeholdError, UsageError
 from freehold.settings import EngineSettings
 
+T = TypeVar("T")
 State = Literal["starting", "ready", "restarting", "down"]
+
+LOAD_PATIENCE = 6
+"""How many times longer than usual a worker may stand still while it loads a model: a slow disk leaves little to compute."""
 
 STOP_SECONDS = 5.0
 """How long the process may take to stop before it is killed."""
@@ -148,6 +152,21 @@ class _Connection:
 def _environment() -> dict[str, str]:
     """What the worker needs of the environment, and no more: it reads models from strangers and has no use for keys."""
     return {name: value for name, value in os.environ.items() if name.startswith(_INHERITED)}
+
+
+async def _while_alive(work: Coroutine[Any, Any, T], connection: _Connection, pulse: Pulse) -> T | str:
+    """The result of `work`, or why the worker counts as hanging before there is one."""
+    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(work)]
+    if pulse.wanted:
+        tasks.append(asyncio.create_task(_watch(connection, pulse)))
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    found: T | str = min(done, key=tasks.index).result()
+    return found
 
 
 async def _watch(connection: _Connection, pulse: Pulse) -> str:
@@ -285,7 +304,9 @@ class EngineProcess:
         connection = await _Connection.open()
         try:
             connection.send(wire.load_message(self._model, self._settings, "stored"))
-            message = await connection.receive()
+            stall = self._settings.stall_seconds * LOAD_PATIENCE
+            pulse = Pulse(connection.process.pid, replace(self._settings, step_seconds=0, stall_seconds=stall))
+            message = await _while_alive(connection.receive(), connection, pulse)
         except BaseException as error:
             await connection.close()
             if isinstance(error, wire.FrameError):
@@ -295,7 +316,9 @@ class EngineProcess:
             self._connection, self.facts, self._stats = connection, message.facts, message.stats
             self.state = "ready"
             return connection, message.facts
-        ending = await connection.close(seconds=STOP_SECONDS)
+        ending = await connection.close(seconds=0.0 if isinstance(message, str) else STOP_SECONDS)
+        if isinstance(message, str):
+            raise EngineDownError(f"the engine process hung while loading the model: {message}")
         if isinstance(message, wire.Failure):
             raise message.error()
         raise EngineDownError(
@@ -332,16 +355,7 @@ class EngineProcess:
     async def _until_lost(self, connection: _Connection) -> str:
         """Listen and watch; returns when and why there will be no more."""
         pulse = Pulse(connection.process.pid, self._settings)
-        tasks = [asyncio.create_task(self._listen(connection, pulse))]
-        if pulse.wanted:
-            tasks.append(asyncio.create_task(_watch(connection, pulse)))
-        try:
-            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for task in tasks:
-                task.cancel()
-            await asyncio.wait(tasks)
-        return min(done, key=tasks.index).result()
+        return await _while_alive(self._listen(connection, pulse), connection, pulse)
 
     async def _listen(self, connection: _Connection, pulse: Pulse) -> str:
         """Hand out what the worker says; returns when and why there will be no more."""
