@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 from tests.engine import tiny
 
-from freehold.engine.process import Backoff, EngineProcess, _Connection
+from freehold.engine.connection import Connection
+from freehold.engine.process import Backoff, EngineProcess
 from freehold.engine.request import GenerateRequest, TokenOutput
 from freehold.errors import ContextLengthError, EngineDownError, FormatError, OverloadedError, UsageError
 from freehold.settings import EngineSettings
@@ -411,9 +412,9 @@ def test_an_idle_engine_that_stands_still_is_replaced_before_anybody_asks(model:
 def test_one_that_hangs_while_it_loads_is_given_up_and_tried_again(
     model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    opened, stopped = _Connection.open, 0
+    opened, stopped = Connection.open, 0
 
-    async def stop_the_first_two() -> _Connection:
+    async def stop_the_first_two() -> Connection:
         nonlocal stopped
         connection = await opened()
         if stopped < 2:
@@ -424,14 +425,14 @@ def test_one_that_hangs_while_it_loads_is_given_up_and_tried_again(
     async def test() -> None:
         settings = replace(SETTINGS, stall_seconds=0.05)
         with monkeypatch.context() as patch:
-            patch.setattr(_Connection, "open", stop_the_first_two)
+            patch.setattr(Connection, "open", stop_the_first_two)
             with pytest.raises(EngineDownError, match="hung while loading the model: it stood still"):
                 await EngineProcess(model, settings).start()
         async with started(model, SETTINGS) as process:
             process._settings = settings
             assert process.facts is not None
             with monkeypatch.context() as patch:
-                patch.setattr(_Connection, "open", stop_the_first_two)
+                patch.setattr(Connection, "open", stop_the_first_two)
                 os.kill(process.facts.pid, signal.SIGKILL)
                 await until(lambda: process.stats.restarts >= 2 and process.state == "ready")
 

@@ -11,24 +11,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import signal
-import socket
-import sys
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Literal
 
 from freehold.engine import wire
+from freehold.engine.connection import Connection, while_alive
 from freehold.engine.pulse import Pulse
 from freehold.engine.request import EngineStats, GenerateRequest, ModelFacts, TokenOutput, limit_of
 from freehold.errors import EngineDownError, FreeholdError, UsageError
 from freehold.settings import EngineSettings
 
-T = TypeVar("T")
 State = Literal["starting", "ready", "restarting", "down"]
 
 LOAD_PATIENCE = 6
@@ -40,27 +36,7 @@ STOP_SECONDS = 5.0
 DIED = "it died"
 """Why a process is gone that closed its end of the socket."""
 
-_LINE = 1 << 14
-"""Longest line of the worker's output kept, in bytes."""
-
-_INHERITED = (
-    "PATH",
-    "PYTHON",
-    "LD_",
-    "LANG",
-    "LC_",
-    "HOME",
-    "TMPDIR",
-    "VIRTUAL_ENV",
-    "COVERAGE_",
-    "ASAN_",
-    "UBSAN_",
-    "TSAN_",
-)
-"""Beginnings of the environment variables that the worker inherits."""
-
 _log = logging.getLogger("freehold.engine")
-_worker_log = logging.getLogger("freehold.engine.output")
 
 
 class Backoff:
@@ -79,118 +55,6 @@ class Backoff:
         return wait
 
 
-class _Connection:
-    """One living worker: its process, its socket and the tasks that read from it."""
-
-    def __init__(
-        self, process: asyncio.subprocess.Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
-    ) -> None:
-        self.process = process
-        self._reader = reader
-        self._writer = writer
-        self._output = asyncio.create_task(_log_lines(process.stdout)) if process.stdout else None
-
-    @classmethod
-    async def open(cls) -> _Connection:
-        ours, theirs = socket.socketpair()
-        with theirs:  # ours must be the only other end, or its death would go unnoticed
-            try:
-                process = await asyncio.create_subprocess_exec(
-                    sys.executable,
-                    "-P",  # never import from the current directory
-                    "-m",
-                    "freehold.engine.worker",
-                    str(theirs.fileno()),
-                    str(os.getpid()),
-                    pass_fds=[theirs.fileno()],
-                    env=_environment(),
-                    stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.PIPE,
-                    stderr=asyncio.subprocess.STDOUT,
-                )
-            except OSError as error:
-                ours.close()
-                raise EngineDownError(f"the engine process could not be started: {error}") from None
-        reader, writer = await asyncio.open_connection(sock=ours)
-        return cls(process, reader, writer)
-
-    def send(self, message: wire.ToEngine) -> None:
-        if not self._writer.is_closing():
-            self._writer.write(wire.encode(message))
-
-    async def drained(self) -> None:
-        """Wait until the worker has taken most of what was sent; a dead one is noticed by the reader."""
-        with suppress(ConnectionError):
-            await self._writer.drain()
-
-    async def receive(self) -> wire.FromEngine | None:
-        """The next message; None when the worker is gone."""
-        try:
-            header = await self._reader.readexactly(wire.HEADER.size)
-            body = await self._reader.readexactly(wire.body_length(header))
-        except (asyncio.IncompleteReadError, ConnectionError):
-            return None
-        return wire.decode_from_engine(body)
-
-    async def close(self, *, seconds: float = 0.0) -> str:
-        """End the process, giving it so many seconds to end by itself; says how it ended."""
-        self._writer.close()
-        try:
-            async with asyncio.timeout(seconds):
-                code = await self.process.wait()
-        except TimeoutError:
-            with suppress(ProcessLookupError):
-                self.process.kill()
-            code = await self.process.wait()
-        if self._output:
-            await self._output
-        with suppress(ConnectionError):
-            await self._writer.wait_closed()
-        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-
-
-def _environment() -> dict[str, str]:
-    """What the worker needs of the environment, and no more: it reads models from strangers and has no use for keys."""
-    return {name: value for name, value in os.environ.items() if name.startswith(_INHERITED)}
-
-
-async def _while_alive(work: Coroutine[Any, Any, T], connection: _Connection, pulse: Pulse) -> T | str:
-    """The result of `work`, or why the worker counts as hanging before there is one."""
-    tasks: list[asyncio.Task[Any]] = [asyncio.create_task(work)]
-    if pulse.wanted:
-        tasks.append(asyncio.create_task(_watch(connection, pulse)))
-    try:
-        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.wait(tasks)
-    found: T | str = min(done, key=tasks.index).result()
-    return found
-
-
-async def _watch(connection: _Connection, pulse: Pulse) -> str:
-    """Ask the worker for a word every beat; returns why it counts as hanging."""
-    while True:
-        if pulse.ask():
-            connection.send(wire.Ping())
-        await asyncio.sleep(pulse.beat)
-        if (reason := pulse.look()) is not None:
-            return reason
-
-
-async def _log_lines(stream: asyncio.StreamReader) -> None:
-    """What the worker writes, into the log, line by line; a line without end is cut."""
-    rest = b""
-    while data := await stream.read(_LINE):
-        *lines, rest = (rest + data).split(b"\n")
-        rest = rest[-_LINE:]
-        for line in lines:
-            _worker_log.info("%s", line.decode(errors="replace"))
-    if rest:
-        _worker_log.info("%s", rest.decode(errors="replace"))
-
-
 class EngineProcess:
     """Owns the engine process.
 
@@ -207,7 +71,7 @@ class EngineProcess:
         self._stats = EngineStats()
         self._restarts = 0
         self._reason = "it has not been started"
-        self._connection: _Connection | None = None
+        self._connection: Connection | None = None
         self._supervisor: asyncio.Task[None] | None = None
         # by a number of our own: a late word about a closed request must not reach the next one of the same id
         self._open: dict[str, asyncio.Queue[TokenOutput | FreeholdError]] = {}
@@ -293,20 +157,20 @@ class EngineProcess:
             await connection.close(seconds=STOP_SECONDS)
         self.state = "down"
 
-    def _send(self, connection: _Connection, message: wire.ToEngine) -> None:
+    def _send(self, connection: Connection, message: wire.ToEngine) -> None:
         try:
             connection.send(message)
         except wire.FrameError as error:
             raise UsageError(f"the request is too large: {error}") from None
 
-    async def _connect(self) -> tuple[_Connection, ModelFacts]:
+    async def _connect(self) -> tuple[Connection, ModelFacts]:
         """A worker with the model loaded."""
-        connection = await _Connection.open()
+        connection = await Connection.open()
         try:
             connection.send(wire.load_message(self._model, self._settings, "stored"))
             stall = self._settings.stall_seconds * LOAD_PATIENCE
             pulse = Pulse(connection.process.pid, replace(self._settings, step_seconds=0, stall_seconds=stall))
-            message = await _while_alive(connection.receive(), connection, pulse)
+            message = await while_alive(connection.receive(), connection, pulse)
         except BaseException as error:
             await connection.close()
             if isinstance(error, wire.FrameError):
@@ -325,7 +189,7 @@ class EngineProcess:
             f"the engine process died while loading the model ({ending})", hint="its last words are in the log"
         )
 
-    async def _supervise(self, connection: _Connection) -> None:
+    async def _supervise(self, connection: Connection) -> None:
         """Keep a worker alive until told otherwise; whatever ends this, nobody is left waiting."""
         try:
             await self._keep_alive(connection)
@@ -336,7 +200,7 @@ class EngineProcess:
             self.state = "down"
             self._fail_open()
 
-    async def _keep_alive(self, connection: _Connection) -> None:
+    async def _keep_alive(self, connection: Connection) -> None:
         """Listen until the worker dies, fail its requests, start another; for ever, or until starting is refused."""
         backoff = Backoff()
         while True:
@@ -352,12 +216,12 @@ class EngineProcess:
                 return
             connection = restarted
 
-    async def _until_lost(self, connection: _Connection) -> str:
+    async def _until_lost(self, connection: Connection) -> str:
         """Listen and watch; returns when and why there will be no more."""
         pulse = Pulse(connection.process.pid, self._settings)
-        return await _while_alive(self._listen(connection, pulse), connection, pulse)
+        return await while_alive(self._listen(connection, pulse), connection, pulse)
 
-    async def _listen(self, connection: _Connection, pulse: Pulse) -> str:
+    async def _listen(self, connection: Connection, pulse: Pulse) -> str:
         """Hand out what the worker says; returns when and why there will be no more."""
         while True:
             try:
@@ -378,7 +242,7 @@ class EngineProcess:
         elif isinstance(message, wire.Failure) and message.id in self._open:
             self._open[message.id].put_nowait(message.error())
 
-    async def _restart(self, backoff: Backoff, lived: Callable[[], float]) -> _Connection | None:
+    async def _restart(self, backoff: Backoff, lived: Callable[[], float]) -> Connection | None:
         """A new worker, tried until there is one; None when the model is refused, which trying again won't change."""
         age = lived()
         while True:
