@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def any_store(request: pytest.FixtureRequest) -> Iterator[Store]:
         yield DatabaseStore(database, ResponsesSettings())
 
 
-def there(store: Store, names: str, owner: str = "") -> str:
+def there(store: Store, names: Iterable[str], owner: str = "") -> str:
     """Those of the names that the store still has, without counting as their use."""
     return "".join(name for name in names if store.get(name, owner) is not None)
 
@@ -179,6 +179,17 @@ def test_text_of_any_kind_comes_back_as_it_was(kept: Callable[..., DatabaseStore
     said = "nul \0, line \u2028, emoji \U0001f600, quote ' and :name"
     library.keep(response("a"), [{"id": "in_a", "text": said}])
     assert library.recall("resp_a")[0]["text"] == said
+
+
+@pytest.mark.parametrize("id", ["", "resp_\0", "'; drop table responses; --", "x" * 100_000, "\U0001f600"])
+def test_an_id_of_any_kind_is_not_found(kept: Callable[..., DatabaseStore], id: str) -> None:
+    store = kept()
+    library = Library(store, "")
+    library.keep(response("a"), [])
+    for attempt in (library.response, library.delete, library.recall, library.input):
+        with pytest.raises(RequestError, match="not found"):
+            attempt(id)
+    assert library.item(id) is None and there(store, ["resp_a"]) == "resp_a"
 
 
 def test_a_database_that_is_away_costs_the_memory_and_not_the_answer(

@@ -103,6 +103,8 @@ class DatabaseStore:
             DatabaseError: nobody can tell.
         """
         statement = "delete from responses where owner = :owner and id = :id"
+        if "\0" in id:
+            return False
         return self._database.now(lambda transaction: transaction.run(statement, id=id, owner=owner)) > 0
 
     def _put(self, transaction: Transaction, stored: Stored, now: int) -> None:
@@ -115,6 +117,8 @@ class DatabaseStore:
         self._make_room(transaction, stored.owner)
 
     def _get(self, transaction: Transaction, id: str, owner: str) -> Stored | None:
+        if "\0" in id:  # no id of ours, and PostgreSQL has no such text
+            return None
         now = self._micros()
         row = transaction.one(
             "select previous, response, input, used_at from responses where owner = :owner and id = :id",
