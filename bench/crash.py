@@ -5,8 +5,11 @@
 `freehold serve` runs as a process, asked with OpenAI's own client; the standby is a provider on loopback. Reported: whether
 32 concurrent greedy streams say what they say alone, and the seconds both take; after the kill, who answers the next
 requests and how soon, when the engine is back, and what became of the 8 streams; and what a server without a standby says.
+Before that, a provider cuts streams in the middle: how long the client waits until the engine goes on with them, beside the
+engine's own time to first token for the same question.
 
-`--check` exits 1 when a text differs, the standby takes a second or more, the engine ten, a stream breaks, or there is no hint.
+`--check` exits 1 when a text differs, the standby takes a second or more, the engine ten, a stream breaks, there is no hint, or
+the gap of a cut stream is more than the engine's first token and 250 ms.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import asyncio
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,7 +32,7 @@ from typing import Any
 import httpx2
 import openai
 
-from freehold.gateway.faults import FaultServer
+from freehold.gateway.faults import BEFORE_BREAK, PIECES, FaultServer
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -39,6 +43,8 @@ SUBJECTS = ("France", "tea", "the sea", "iron", "winter", "music", "a bridge", "
             "a river", "bread", "the moon", "chess", "gold", "a forest", "wool", "fire", "a clock", "rain", "a ship", "silk",
             "stone", "a cat", "wind", "coal", "a lens", "honey", "snow", "a map")  # fmt: skip
 STREAMS = 8
+CUTS = 20
+MOST_GAP = 0.25
 
 
 class Served:
@@ -84,8 +90,12 @@ class Served:
 def _config(directory: str, upstream: str | None) -> Path:
     """A settings file that touches nothing of the user's."""
     standby = f'[[upstream]]\nname = "standby"\nbase_url = "{upstream}"\nmodel = "m"\n' if upstream else ""
+    standby += '[[route]]\nmodel = "cut"\nto = ["standby", "local"]\n' if upstream else ""
     path = Path(directory, "config.toml")
-    path.write_text(f'[database]\nurl = "sqlite:///{directory}/db"\n[breaker]\nstate_dir = "{directory}"\n{standby}')
+    path.write_text(
+        f'[database]\nurl = "sqlite:///{directory}/db"\n[breaker]\nstate_dir = "{directory}"\n'
+        f"open_after = 1000\n{standby}"
+    )
     return path
 
 
@@ -127,6 +137,32 @@ async def together(server: Served, tokens: int) -> dict[str, Any]:
     ended = time.monotonic()
     same = sum(one == other and bool(one) for one, other in zip(alone, at_once, strict=True))
     return {"streams": len(prompts), "same_text": same, "alone_s": between - began, "together_s": ended - between}
+
+
+async def arrivals(server: Served, model: str, text: str) -> list[tuple[float, str]]:
+    """Seconds since the question was sent, and the piece that came then."""
+    began, seen = time.monotonic(), []
+    async for chunk in await server.client.chat.completions.create(stream=True, **server.ask(text, 80, model=model)):
+        said = "".join(choice.delta.content or "" for choice in chunk.choices)
+        seen += [(time.monotonic() - began, said)] if said else []
+    return seen
+
+
+async def cut(server: Served, provider: FaultServer) -> dict[str, Any]:
+    """A provider breaks off in mid-sentence, and the engine goes on."""
+    await provider.turn("mid-stream cut")
+    gaps, firsts, whole = [], [], 0
+    for i in range(CUTS):
+        question = f"Tell me about {SUBJECTS[i]}."
+        firsts.append((await arrivals(server, server.model, question))[0][0])
+        seen = await arrivals(server, "cut", question)
+        gaps.append(seen[BEFORE_BREAK][0] - seen[BEFORE_BREAK - 1][0])
+        whole += "".join(said for _, said in seen[:BEFORE_BREAK]) == "".join(PIECES[:BEFORE_BREAK])
+    await provider.turn(None)
+    return {
+        "cuts": CUTS, "nothing_lost": whole, "gap_p50_s": statistics.median(gaps), "gap_max_s": max(gaps),
+        "engine_first_token_p50_s": statistics.median(firsts),
+    }  # fmt: skip
 
 
 async def running(server: Served) -> list[asyncio.Task[str]]:
@@ -185,7 +221,8 @@ async def run(model: str, tokens: int) -> dict[str, Any]:
     await provider.start()
     try:
         async with served(model, provider.url) as server:
-            found = {"together": await together(server, tokens), "with_standby": await with_standby(server)}
+            found = {"together": await together(server, tokens), "cut": await cut(server, provider)}
+            found["with_standby"] = await with_standby(server)
         async with served(model, None) as server:
             return found | {"without_standby": await without_standby(server)}
     finally:
@@ -194,9 +231,11 @@ async def run(model: str, tokens: int) -> dict[str, Any]:
 
 def kept(found: dict[str, Any]) -> bool:
     """Whether everything is as it should be."""
-    same, after, alone = found["together"], found["with_standby"], found["without_standby"]
+    same, cuts, after, alone = (found[name] for name in ("together", "cut", "with_standby", "without_standby"))
     return (
-        same["same_text"] == same["streams"]
+        cuts["nothing_lost"] == cuts["cuts"]
+        and cuts["gap_p50_s"] <= cuts["engine_first_token_p50_s"] + MOST_GAP
+        and same["same_text"] == same["streams"]
         and after["answered_by"] == ["standby"]
         and after["slowest_s"] < 1
         and max(after["engine_back_s"], alone["engine_back_s"]) < 10
