@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from freehold.provenance.knowledge import FREE_CLASSES, Case, Knowledge, Licence, Rule, When, knowledge
 from freehold.provenance.licences import UNKNOWN, alternatives, compatible, identifiers, lookup
 from freehold.provenance.lineage import Lineage, Link, Thing, reach_of, words
-from freehold.provenance.terms import provider_of, terms_in_force, versions
+from freehold.provenance.provider_terms import provider_of, terms_in_force, versions
 
 VERDICTS = ("allow", "escalate", "deny")
 
@@ -147,7 +147,7 @@ def _options(
     extra = [
         Claim(lookup(key), thing, path, reach, frozenset({"differs"}), thing.licence or "nothing") for key in found
     ]
-    choices = alternatives(thing.licence) if thing.licence else [(UNKNOWN,)]
+    choices: list[tuple[str, ...]] = alternatives(thing.licence) if thing.licence else [(UNKNOWN,)]
     if not thing.licence and found:
         choices = [()]
     declared = lineage.things[lineage.subject].licence or ""

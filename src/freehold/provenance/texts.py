@@ -27,8 +27,8 @@ MATCH = 0.78  # containment from which a file holds the licence
 SIMILAR = 0.45  # below MATCH: the licence with changes, which nobody has read yet
 MAX_CHARACTERS = 1_000_000
 _WORD = re.compile(r"[^\W_]+")
-_MARKUP = re.compile(r"<(script|style)\b.*?</\1>|<[^<>]{1,2000}>", re.DOTALL | re.IGNORECASE)
-_COPYRIGHT = re.compile(r"^\W*(copyright|\(c\)|©).*$", re.IGNORECASE | re.MULTILINE)
+_MARKUP = re.compile(r"<[^<>]{1,2000}>")
+_COPYRIGHT = re.compile(r"^[^\w\n]{0,20}(copyright|\(c\)|©).*$", re.IGNORECASE | re.MULTILINE)
 _PAGE = re.compile(
     r"Except as otherwise noted, the content of this page is licensed under.{0,400}?Apache 2\.0 License", re.I
 )
@@ -114,7 +114,7 @@ def tags(text: str) -> list[Match]:
     """Licences of `SPDX-License-Identifier:` lines."""
     from freehold.provenance.licences import identifiers
 
-    found = {}
+    found: dict[str, Match] = {}
     for match in _TAG.finditer(text[:MAX_CHARACTERS]):
         for licence in identifiers(match[1].strip()):
             found.setdefault(licence, Match(licence, "tag", 1.0, match[0].strip()[:120]))
@@ -123,7 +123,7 @@ def tags(text: str) -> list[Match]:
 
 def references(text: str) -> list[Match]:
     """Licences a text names or links to; the names are those of the knowledge base."""
-    found = {}
+    found: dict[str, Match] = {}
     words = " ".join(text[:MAX_CHARACTERS].split())
     plain = _PAGE.sub(" ", _MARKUP.sub(" ", words)) if "Except as otherwise noted" in words else words
     for licence, pattern in _patterns():
