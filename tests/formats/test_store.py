@@ -17,6 +17,7 @@ import pytest
 from freehold.errors import FormatError, ModelNotFoundError, StoreError, UnsupportedError
 from freehold.formats import builtin as builtin_module
 from freehold.formats import store
+from freehold.formats import wheels as wheels_module
 from freehold.formats.builtin import BUILTINS, Builtin, fetch, path_of
 
 WEIGHTS = b"GGUF weights"
@@ -199,7 +200,7 @@ def test_what_a_killed_process_left_is_cleared_away(tiny, tmp_path):
 
 
 def test_progress_of_a_built_in_model_stays_within_its_total(tiny, monkeypatch):
-    monkeypatch.setattr(builtin_module, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(wheels_module, "POLL_SECONDS", 0.01)
     seen: list[tuple[int, int | None, str]] = []
     store.resolve("tiny", progress=lambda *step: seen.append(step))
     assert all(0 <= done <= tiny.wheel_size and total == tiny.wheel_size for done, total, _ in seen)

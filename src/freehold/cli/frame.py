@@ -34,6 +34,8 @@ VERBS = {
     "eval": "Compare a compressed model with its original.",
     "drill": "Practise the loss of each provider, and report who answered.",
     "route": "Say which backends would be asked, in which order and why.",
+    "audit": "Judge the licences of a model, data set or package for a purpose.",
+    "bom": "Write a bill of materials of a model, data set or package.",
     "key": "Make, limit and revoke keys for those who share this gateway.",
     "cost": "Report what was spent, and what it would have cost elsewhere.",
     "doctor": "Check this machine and say what was chosen and why.",

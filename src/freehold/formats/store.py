@@ -15,11 +15,12 @@ from pathlib import Path
 
 from freehold.errors import ModelNotFoundError, StoreError, UnsupportedError, UsageError
 from freehold.formats import references
-from freehold.formats.builtin import BUILTINS, Progress, fetch, is_present, path_of
+from freehold.formats.builtin import BUILTINS, fetch, is_present, path_of
 from freehold.formats.hub import Hub, HubSettings, disk_errors
 from freehold.formats.hub_cache import cached, find_cached, forget
 from freehold.formats.model_card import ModelCard, card_of
 from freehold.formats.references import FORMS, HubReference, hub_reference, is_alias, looks_like_path
+from freehold.formats.wheels import Progress
 from freehold.formats.writing import tree_size
 
 __all__ = ["ModelCard", "Progress", "StoredModel", "home", "list_models", "models", "pull", "remove", "resolve", "show"]

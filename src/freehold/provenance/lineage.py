@@ -57,6 +57,7 @@ class Thing:
         evidence: where that is written.
         doubt: a contested point that a person has to settle.
         at: for providers, the day of generation; None when unknown.
+        provider: for providers, the name their terms are under.
     """
 
     id: str
@@ -65,6 +66,7 @@ class Thing:
     evidence: str = ""
     doubt: str = ""
     at: dt.date | None = None
+    provider: str = ""
 
 
 @dataclass(frozen=True, slots=True)

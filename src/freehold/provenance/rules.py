@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -45,7 +45,7 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Obligation:
-    """A duty on a path."""
+    """A duty on a path; `when` are the purposes that bring it, `now` says whether the one asked for does."""
 
     rule: str
     kind: str
@@ -53,6 +53,8 @@ class Obligation:
     licence: str
     clause: str
     path: str
+    when: tuple[str, ...]
+    now: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +64,7 @@ class Judgement:
     Attributes:
         verdict: the strictest of the findings.
         findings: every case that held, strictest first.
-        duties: their union over all paths.
+        duties: their union over all paths, those of the purpose first.
         terms: digest of each provider's terms that were looked at, by their id.
     """
 
@@ -133,7 +135,7 @@ def judge(
     findings += _merged(claims, rules, purpose, lineage.subject)
     findings = list(dict.fromkeys(sorted(findings, key=lambda finding: -VERDICTS.index(finding.verdict))))
     verdict = findings[0].verdict
-    return Judgement(purpose, verdict, tuple(findings), tuple(duties.values()), terms)
+    return Judgement(purpose, verdict, tuple(findings), _ordered(duties.values()), terms)
 
 
 def _options(
@@ -144,13 +146,12 @@ def _options(
     if thing.kind == "provider":
         return [[claim] for claim in _provider_claims(thing, path, reach, terms)][:1]
     labels = {"contested"} if thing.doubt else set()
-    extra = [
-        Claim(lookup(key), thing, path, reach, frozenset({"differs"}), thing.licence or "nothing") for key in found
-    ]
+    declared = lineage.things[lineage.subject].licence or ""
+    differs = frozenset({"differs"})
+    extra = [Claim(lookup(key), thing, path, reach, differs, declared or "nothing") for key in found]
     choices: list[tuple[str, ...]] = alternatives(thing.licence) if thing.licence else [(UNKNOWN,)]
     if not thing.licence and found:
         choices = [()]
-    declared = lineage.things[lineage.subject].licence or ""
     return [
         [_claim(lineage, lookup(key), thing, path, reach, labels, declared) for key in choice] + extra
         for choice in choices
@@ -191,7 +192,7 @@ def _kin(lineage: Lineage, pattern: str) -> bool:
 
 def _provider_claims(thing: Thing, path: tuple[Link, ...], reach: str, terms: dict[str, str]) -> list[Claim]:
     """The terms in force at the time (R11); without a time, those of the strictest version, marked as undated."""
-    known = provider_of(thing.id)
+    known = provider_of(thing.provider or thing.id)
     if known is None:
         return [Claim(lookup(UNKNOWN), thing, path, reach, frozenset())]
     if thing.at is not None:
@@ -247,7 +248,7 @@ def _holds(when: When, claim: Claim, purpose: str, basis: bool) -> bool:
 def _has_basis(claim: Claim, bases: tuple[Basis, ...], today: dt.date) -> bool:
     """Whether somebody signed something that still holds."""
     names = {claim.thing.id.lower(), claim.licence.id.lower(), claim.licence.name.lower()}
-    if (known := provider_of(claim.thing.id)) is not None and claim.thing.kind == "provider":
+    if (known := provider_of(claim.thing.provider or claim.thing.id)) is not None and claim.thing.kind == "provider":
         names.add(known.provider)
     return any(item.party.lower() in names and (item.until is None or today <= item.until) for item in bases)
 
@@ -281,8 +282,13 @@ def _duties(claim: Claim, rules: tuple[Rule, ...], purpose: str, subject: str) -
     names = {kind: rule.id for rule in rules for kind in rule.duties}
     path = f"{words(subject, claim.path)} > {claim.licence.id}"
     for duty in claim.licence.duties:
-        if purpose in duty.on and claim.reach in duty.reach:
-            yield Obligation(names.get(duty.kind, "R1"), duty.kind, duty.text, claim.licence.id, duty.clause, path)
+        if claim.reach in duty.reach:
+            rule, licence, now = names.get(duty.kind, "R1"), claim.licence.id, purpose in duty.on
+            yield Obligation(rule, duty.kind, duty.text, licence, duty.clause, path, duty.on, now)
+
+
+def _ordered(duties: Iterable[Obligation]) -> tuple[Obligation, ...]:
+    return tuple(sorted(duties, key=lambda duty: not duty.now))
 
 
 def _merged(claims: list[Claim], rules: tuple[Rule, ...], purpose: str, subject: str) -> Iterator[Finding]:

@@ -67,6 +67,7 @@ class Licence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"
         labels, named, covers: regular expressions for declared labels, for names in texts, for other identifiers.
         compatible: identifiers under which adaptations may be licensed.
         prefix: what the name of a derived model must begin with.
+        statement: the attribution notice it asks for, word for word.
         successors: names of models that outputs may improve in spite of `outputs-barred`.
     """
 
@@ -82,6 +83,7 @@ class Licence(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename={"
     compatible: tuple[str, ...] = ()
     prefix: str = ""
     successors: str = ""
+    statement: str = ""
     note: str = ""
 
 

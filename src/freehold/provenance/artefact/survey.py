@@ -1,0 +1,141 @@
+"""Reads the licence-bearing files of a tree: legal files, cards, the legal sections of READMEs; and which files are heavy.
+
+What is found is added to an Artefact. Knows trees and texts, not kinds of artefacts.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import PurePosixPath
+
+from freehold.provenance import texts
+from freehold.provenance.artefact import ancestry, card
+from freehold.provenance.artefact.facts import Artefact, Declaration, Detection, File
+from freehold.provenance.artefact.tree import MAX_TEXT, Tree, digest_of, text_of
+from freehold.provenance.licences import UNKNOWN, normalize
+
+LEGAL = re.compile(
+    r"(^|[-_.])(licen[cs]es?|notices?|copying|copyright|eula|terms|tos|unlicense|use[-_]policy)([-_.]|$)", re.IGNORECASE
+)
+PLAIN = ("", ".txt", ".md", ".rst", ".html", ".htm", ".lesser", ".adoc", ".mit", ".apache", ".bsd")
+WEIGHTS = (
+    ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".ftz", ".tflite", ".h5", ".keras", ".npz", ".ckpt",
+    ".pb", ".mlmodel", ".joblib", ".pkl", ".model", ".caffemodel", ".msgpack", ".llamafile",
+)  # fmt: skip
+DATA = (
+    ".parquet", ".arrow", ".jsonl", ".ndjson", ".csv", ".tsv", ".gz", ".zst", ".xz", ".bz2", ".json", ".txt", ".db",
+    ".sqlite", ".dat", ".vec", ".dic", ".npy", ".zip", ".tar",
+)  # fmt: skip
+_COPYRIGHT = re.compile(r"\s{0,20}(copyright\s{1,5}(\(c\)|©|[12]\d{3})|©)", re.IGNORECASE)
+HEAVY = 32_768  # bytes from which a file with such a name is weights or data
+MAX_LEGAL = 300
+
+
+def survey(tree: Tree, artefact: Artefact) -> list[tuple[str, dict[str, object], str]]:
+    """Read what a tree says of licences into the artefact.
+
+    Returns: (file, head, text) of every card in it.
+    """
+    files = tree.files()
+    artefact.files = files
+    legal = [file for file in files if _is_legal(file)]
+    if len(legal) > MAX_LEGAL:
+        artefact.notes.append(f"only the first {MAX_LEGAL} of {len(legal)} legal files were read")
+    shallowest = min((file.name.count("/") for file in legal), default=0)
+    for file in legal[:MAX_LEGAL]:
+        content = tree.read(file.name)
+        primary = _is_primary(file.name, shallowest)
+        artefact.copyrights += copyrights(text_of(content))
+        found = detections(text_of(content), file.name, digest_of(content), primary)
+        if primary and not found:
+            found = [Detection(UNKNOWN, "unmatched", 0.0, file.name, digest_of(content), primary=True)]
+        artefact.detected += found
+    cards = []
+    for file in files:
+        if re.fullmatch(r"readme[\w.-]*|[\w.-]*card\.md", PurePosixPath(file.name).name, re.IGNORECASE):
+            content = tree.read(file.name)
+            text = text_of(content)
+            if fields := card.head(text):
+                cards.append((file.name, fields, text))
+            artefact.detected += sections(text, file.name, digest_of(content))
+    return cards
+
+
+def copyrights(text: str) -> list[str]:
+    """The lines of a legal file that say whose it is, without templates."""
+    lines = [" ".join(line.split()) for line in text.splitlines() if _COPYRIGHT.match(line)]
+    return list(dict.fromkeys(line[:200] for line in lines if "[yyyy]" not in line and "<" not in line))[:50]
+
+
+def detections(text: str, file: str, sha256: str, primary: bool = False) -> list[Detection]:
+    """The licences a text holds or names, as facts."""
+    return [
+        Detection(match.licence, match.how, match.score, file, sha256, match.quote, primary)
+        for match in texts.find(text)
+    ]
+
+
+def sections(text: str, file: str, sha256: str) -> list[Detection]:
+    """What the legal sections of a README name."""
+    return detections(card.legal_sections(text), file, sha256)
+
+
+def declare(artefact: Artefact, label: str, where: str) -> str | None:
+    """Note a declared licence and give it as an expression."""
+    licence = normalize(label)
+    artefact.declared.append(Declaration(label[:300], licence, where))
+    return licence
+
+
+def card_licence(fields: dict[str, object]) -> str:
+    """The licence a card declares: `license`, or `license_name` where that says "other"; several mean all of them."""
+    label = " AND ".join(card.values(fields, "license") or card.values(fields, "licence"))
+    return card.value(fields, "license_name") or label if label.lower() in ("", "other") else label
+
+
+def read_ancestry(artefact: Artefact, child: str, fields: dict[str, object], where: str, relation: str = "") -> None:
+    """Base models and data sets a card names."""
+    bases = card.values(fields, "base_model")
+    said = ancestry.RELATION_OF.get(card.value(fields, "base_model_relation"), "")
+    usual = "merged_from" if len(bases) > 1 else relation or "fine_tuned_from"
+    for base in bases:
+        ancestry.add_base(artefact.lineage, child, base, said or usual, f"{where}: base_model")
+    for name in card.values(fields, "datasets"):
+        ancestry.add_dataset(artefact.lineage, child, name, "trained_on", f"{where}: datasets")
+    for name in card.values(fields, "source_datasets"):
+        plain = name.removeprefix("extended|")
+        if plain not in ("original", "extended", "unknown"):
+            ancestry.add_dataset(artefact.lineage, child, plain, "adapted_from", f"{where}: source_datasets")
+
+
+def heavy(files: list[File]) -> list[tuple[File, str]]:
+    """Files that are weights or data, largest first, with "model" or "dataset"."""
+    found = []
+    for file in files:
+        suffix = PurePosixPath(file.name).suffix.lower()
+        split = re.search(r"\.part\d+$", file.name) is not None
+        if file.size >= HEAVY and not _is_legal(file) and ".dist-info/" not in file.name:
+            if (suffix in WEIGHTS and not file.name.endswith(".msgpack.gz")) or split:
+                found.append((file, "model"))
+            elif suffix in DATA:
+                found.append((file, "dataset"))
+    return sorted(found, key=lambda pair: -pair[0].size)
+
+
+def _is_legal(file: File) -> bool:
+    path = PurePosixPath(file.name)
+    stem = path.name.lower()
+    inside = path.parent.name.lower() in ("licenses", "licences", "license_files")
+    return (
+        0 < file.size <= MAX_TEXT
+        and path.suffix.lower() in PLAIN
+        and (LEGAL.search(stem) is not None or inside)
+        and not stem.startswith("top_level")
+    )
+
+
+def _is_primary(name: str, shallowest: int) -> bool:
+    """The artefact's own licence file: LICENSE or COPYING at the top, or in a wheel's dist-info."""
+    path = PurePosixPath(name)
+    own = re.match(r"(licen[cs]e|copying|unlicense)", path.name, re.IGNORECASE) is not None
+    return own and (name.count("/") == shallowest or ".dist-info/" in name)
