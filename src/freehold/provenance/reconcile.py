@@ -64,9 +64,17 @@ def _undeclared(artefact: Artefact, mine: list[str]) -> dict[str, list[Detection
     for item in sorted(
         (item for item in artefact.detected if item.how in order), key=lambda item: order.index(item.how)
     ):
-        if not any(same_text(item.licence, key) for key in mine):
+        if not any(_stands_for(item, key) for key in mine):
             left.setdefault(item.licence, []).append(item)
     return left
+
+
+def _stands_for(item: Detection, declared: str) -> bool:
+    """Whether a detection is the declared licence: the same text, or a variant of a permissive one."""
+    if same_text(item.licence, declared):
+        return True
+    free = all(lookup(key).cls in FREE_CLASSES for key in (item.licence, declared))
+    return free and declared in item.near
 
 
 def _differs(artefact: Artefact, licence: str, seen: list[Detection], mine: list[str]) -> bool:
@@ -74,7 +82,7 @@ def _differs(artefact: Artefact, licence: str, seen: list[Detection], mine: list
     if lookup(licence).cls not in FREE_CLASSES:
         return True
     own = [item for item in artefact.detected if item.primary and item.how in ("text", "tag", "reference")]
-    kept = any(same_text(item.licence, key) for item in own for key in mine)
+    kept = any(_stands_for(item, key) for item in own for key in mine)
     return not kept and any(item.primary and item.how == "text" for item in seen)
 
 
@@ -107,7 +115,7 @@ def _carried(artefact: Artefact, seen: Detection) -> tuple[str, str]:
 def _doubt(artefact: Artefact, mine: list[str]) -> None:
     """The artefact's own licence file is nobody's words, or changed ones: a person has to read it."""
     own = [item for item in artefact.detected if item.primary]
-    if any(same_text(item.licence, key) for item in own for key in mine if item.how != "similar"):
+    if any(_stands_for(item, key) for item in own for key in mine if item.how != "similar"):
         return
     for item in own:
         if item.how in ("similar", "unmatched"):

@@ -256,7 +256,7 @@ def _has_basis(claim: Claim, bases: tuple[Basis, ...], today: dt.date) -> bool:
 def _permitted(claim: Claim, subject: str) -> Finding:
     """No case held: the licence permits it, and its duties are all there is (R1)."""
     path = f"{words(subject, claim.path)} > {claim.licence.id}"
-    because = f"{claim.licence.name}: nothing in it stands against this purpose"
+    because = f"{claim.licence.name}: nothing known stands against this purpose"
     return Finding("R1", "allow", because, claim.licence.id, "", path, claim.thing.evidence)
 
 

