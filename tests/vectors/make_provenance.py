@@ -46,7 +46,9 @@ def shortened(text: str) -> str:
     """Pages without scripts, styles, drawings and long attributes."""
     if "<html" not in text[:500].lower():
         return text
-    text = re.sub(r"<(script|style|svg|devsite-header|devsite-book-nav|footer)\b.*?</\1>", r"<\1></\1>", text, flags=re.DOTALL)
+    text = re.sub(
+        r"<(script|style|svg|devsite-header|devsite-book-nav|footer)\b.*?</\1>", r"<\1></\1>", text, flags=re.DOTALL
+    )
     return re.sub(r"[ \t]+\n|\n{2,}", "\n", re.sub(r"=\"[^\"]{60,}\"", '=""', text))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 MAX_HEAD = 65_536
+MAX_BRACKETS = 500
 MAX_VALUES = 100
 MAX_VALUE = 500  # characters
 _HEAD = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", re.DOTALL)
@@ -22,13 +23,18 @@ _LEGAL = re.compile(r"licen[cs]|copyright|terms|attribution|acknowledg|credits|c
 def head(text: str) -> dict[str, Any]:
     """The fields at a card's head; empty when there is no head, or it is no YAML."""
     match = _HEAD.match(text[: 2 * MAX_HEAD])
-    if match is None or len(match[1]) > MAX_HEAD or "<<" in match[1]:  # merge keys can grow without bound
+    if match is None or len(match[1]) > MAX_HEAD or _absurd(match[1]):
         return {}
     try:
         fields = yaml.safe_load(match[1])
     except (yaml.YAMLError, RecursionError, ValueError):
         return {}
     return {str(key): value for key, value in fields.items()} if isinstance(fields, dict) else {}
+
+
+def _absurd(text: str) -> bool:
+    """Merge keys can grow without bound, and nesting takes a parser long."""
+    return "<<" in text or text.count("[") + text.count("{") > MAX_BRACKETS
 
 
 def values(fields: dict[str, Any], key: str) -> list[str]:
