@@ -220,7 +220,7 @@ def _best(
         found = [finding for claim in claims for finding in _findings(claim, rules, purpose, bases, today, "")]
         return max((VERDICTS.index(finding.verdict) for finding in found), default=0)
 
-    return min(options, key=severity)
+    return options[0] if len(options) == 1 else min(options, key=severity)
 
 
 def _findings(
@@ -293,11 +293,14 @@ def _ordered(duties: Iterable[Obligation]) -> tuple[Obligation, ...]:
 
 def _merged(claims: list[Claim], rules: tuple[Rule, ...], purpose: str, subject: str) -> Iterator[Finding]:
     """R3: pairs of licences whose things were merged into one work; what a collection only contains is kept apart."""
-    merged = [claim for claim in claims if any(link.relation in ("merged_from", "adapted_from") for link in claim.path)]
+    merged: dict[tuple[str, str], Claim] = {}
+    for claim in claims:
+        if any(link.relation in ("merged_from", "adapted_from") for link in claim.path):
+            merged.setdefault((claim.licence.id, claim.thing.id), claim)  # one path is enough to tell a conflict
     for rule in rules:
         for case in (case for case in rule.cases if case.with_ is not None):
-            for first in merged:
-                for second in merged:
+            for first in merged.values():
+                for second in merged.values():
                     if _conflict(case, first, second, purpose):
                         yield _finding(rule, case, first, subject, second)
 

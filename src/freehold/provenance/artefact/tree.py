@@ -93,7 +93,7 @@ class Zip:
         self._left = MAX_READ
         try:
             self._archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError, ValueError) as error:
+        except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError) as error:
             raise FormatError(f"{path} is no zip file: {error}", hint="fetch it again") from None
         members = self._archive.infolist()
         if len(members) > MAX_FILES:
