@@ -140,6 +140,17 @@ def test_base_models_and_data_sets_in_gguf_metadata_are_followed(tmp_path):
     assert any("trained_on > tatsu-lab/alpaca" in item.path for item in report.path)
 
 
+def test_a_single_safetensors_file_is_read_with_its_directory(tmp_path):
+    folder = model(tmp_path / "m", "license: cc-by-nc-4.0")
+    (folder / "model.safetensors").write_bytes(b"")
+    assert audit(str(folder / "model.safetensors")).verdict == "deny"
+
+
+def test_what_a_licence_notes_is_told(tmp_path):
+    report = audit(str(model(tmp_path / "m", "license: llama3.2")))
+    assert any("European Union" in note for note in report.notes)
+
+
 def test_data_sets_named_in_a_card_count(tmp_path):
     folder = model(tmp_path / "m", "license: apache-2.0\ndatasets:\n- databricks/databricks-dolly-15k\n- allenai/c4")
     report = audit(str(folder))
@@ -225,6 +236,21 @@ def test_records_of_a_provider_are_judged_by_the_terms_of_their_day(tmp_path):
             json.dumps({"text": "a", "license": "MIT", "model": "deepseek-chat", "created_at": f"{day}T12:00:00Z"})
         )
         assert audit(str(file), "train").verdict == verdict
+
+
+def test_outputs_that_a_models_makers_freed_may_train(tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text(json.dumps({"text": "a", "license": "MIT", "model": "deepseek-ai/DeepSeek-R1"}))
+    report = audit(str(file), "train")
+    assert (report.verdict, ("R8", "allow") in rules(report)) == ("allow", True)
+
+
+def test_terms_that_may_have_changed_since_are_told(tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text(json.dumps({"text": "a", "license": "MIT", "model": "deepseek-chat", "date": "2026-10-01"}))
+    report = audit(str(file), "train")
+    assert report.verdict == "allow"
+    assert any("has to be looked up" in note for note in report.notes)
 
 
 def test_a_data_card_with_its_sources_is_followed(tmp_path):

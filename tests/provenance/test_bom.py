@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 import json
 import warnings
 from pathlib import Path
@@ -106,6 +107,28 @@ def test_spdx_claims_the_ai_profile_only_with_the_facts_it_asks_for(references):
     document = next(item for item in plain["@graph"] if item["type"] == "SpdxDocument")
     assert "ai" not in document["profileConformance"]
     assert "unknown supplier" in document["comment"]
+
+
+@pytest.mark.parametrize(("kind", "profile"), [("model", "ai"), ("dataset", "dataset")])
+def test_spdx_claims_its_profile_when_the_facts_are_told(references, kind, profile):
+    told = {
+        "supplier": "Us",
+        "version": "1.0",
+        "url": "https://example.org/it",
+        "released": dt.datetime(2026, 1, 2, tzinfo=dt.UTC),
+    }
+    page = write(references[kind], "spdx", offline=True, **told)
+    spdx(page)
+    graph = json.loads(page)["@graph"]
+    assert profile in next(item for item in graph if item["type"] == "SpdxDocument")["profileConformance"]
+    root = next(item for item in graph if item.get("releaseTime"))
+    assert root["releaseTime"] == "2026-01-02T00:00:00Z"
+    assert {
+        "suppliedBy",
+        "software_packageVersion",
+        "software_downloadLocation",
+        "software_primaryPurpose",
+    } <= root.keys()
 
 
 def test_spdx_keeps_declared_and_concluded_licences_apart(references):

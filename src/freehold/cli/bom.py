@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -19,8 +20,10 @@ FORMATS = ("spdx", "cyclonedx", "croissant", "mof", "eu-summary", "notice")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write to, instead of stdout.")
 @click.option("--supplier", default="", help="Who gives it out, where the artefact does not say.")
 @click.option("--released", metavar="DATE", help="Since when, as 2026-11-25; some profiles of SPDX ask for it.")
+@click.option("--as-version", "version", default="", help="Its version, where the artefact does not say.")
+@click.option("--url", default="", help="Where it can be fetched, where the artefact does not say.")
 @click.option("--offline", is_flag=True, help="Never use the network.")
-def command(reference: str, form: str, out: Path | None, supplier: str, released: str | None, offline: bool) -> None:
+def command(reference: str, form: str, out: Path | None, released: str | None, **told: Any) -> None:
     """Write a bill of materials of a model, data set or package.
 
     REFERENCE is what `freehold audit` takes. spdx: SPDX 3.0.1 as JSON-LD. cyclonedx: CycloneDX 1.7 with model cards.
@@ -31,7 +34,7 @@ def command(reference: str, form: str, out: Path | None, supplier: str, released
 
     moment = None if released is None else _moment(released)
     with progress() as bar:
-        text = write(reference, form, supplier=supplier, released=moment, offline=offline, progress=bar)
+        text = write(reference, form, released=moment, progress=bar, **told)
     if out is None:
         click.echo(text, nl=False)
         return

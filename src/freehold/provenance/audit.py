@@ -117,7 +117,7 @@ def report(artefact: Artefact, judgement: Judgement) -> Report:
         entities={item.file: item.sha256 for item in artefact.detected},
         terms=judgement.terms,
         knowledge=knowledge_digest(),
-        notes=tuple(dict.fromkeys(artefact.notes)),
+        notes=tuple(dict.fromkeys((*artefact.notes, *judgement.notes))),
     )
 
 

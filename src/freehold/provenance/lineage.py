@@ -58,6 +58,7 @@ class Thing:
         doubt: a contested point that a person has to settle.
         at: for providers, the day of generation; None when unknown.
         provider: for providers, the name their terms are under.
+        outputs: for models, where their makers free what they write, whatever the licence says.
     """
 
     id: str
@@ -67,6 +68,7 @@ class Thing:
     doubt: str = ""
     at: dt.date | None = None
     provider: str = ""
+    outputs: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -66,6 +66,7 @@ class Judgement:
         findings: every case that held, strictest first.
         duties: their union over all paths, those of the purpose first.
         terms: digest of each provider's terms that were looked at, by their id.
+        notes: what a reader should know of the licences and terms that were applied.
     """
 
     purpose: str
@@ -73,6 +74,7 @@ class Judgement:
     findings: tuple[Finding, ...]
     duties: tuple[Obligation, ...]
     terms: dict[str, str]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +137,7 @@ def judge(
     findings += _merged(claims, rules, purpose, lineage.subject)
     findings = list(dict.fromkeys(sorted(findings, key=lambda finding: -VERDICTS.index(finding.verdict))))
     verdict = findings[0].verdict
-    return Judgement(purpose, verdict, tuple(findings), _ordered(duties.values()), terms)
+    return Judgement(purpose, verdict, tuple(findings), _ordered(duties.values()), terms, _notes(claims))
 
 
 def _options(
@@ -178,6 +180,8 @@ def _claim(
             labels.add("incompatible")
     if reach == "trained-on-output" and licence.successors and _kin(lineage, licence.successors):
         licence = replace(licence, traits={k: v for k, v in licence.traits.items() if k != "outputs-barred"})
+    if thing.outputs:
+        licence = replace(licence, traits=licence.traits | {"outputs-free": thing.outputs})
     name = lineage.subject.rsplit("/", 1)[-1]
     if licence.prefix and not name.lower().replace("-", " ").startswith(licence.prefix.lower().replace("-", " ")):
         labels.add("misnamed")
@@ -285,6 +289,18 @@ def _duties(claim: Claim, rules: tuple[Rule, ...], purpose: str, subject: str) -
         if claim.reach in duty.reach:
             rule, licence, now = names.get(duty.kind, "R1"), claim.licence.id, purpose in duty.on
             yield Obligation(rule, duty.kind, duty.text, licence, duty.clause, path, duty.on, now)
+
+
+def _notes(claims: list[Claim]) -> tuple[str, ...]:
+    """Notes of the licences, and terms that may have changed since somebody looked."""
+    notes = [f"{claim.licence.name}: {claim.licence.note}" for claim in claims if claim.licence.note]
+    notes += [
+        f"{claim.licence.name} ({claim.licence.id.removeprefix('LicenseRef-')}): the last version known here; "
+        f"whether another was in force on {claim.thing.at} has to be looked up"
+        for claim in claims
+        if "stale" in claim.labels
+    ]
+    return tuple(dict.fromkeys(notes))
 
 
 def _ordered(duties: Iterable[Obligation]) -> tuple[Obligation, ...]:

@@ -15,7 +15,7 @@ from freehold.provenance.artefact.facts import Artefact, Declaration, Detection,
 
 __all__ = ["Artefact", "Declaration", "Detection", "File", "read"]
 
-FORMS = "a model, a directory, a .gguf, .whl, .jsonl, .parquet or Croissant .json file, or pypi:NAME[==VERSION]"
+FORMS = "a model, a directory, a .gguf, .safetensors, .whl, .jsonl, .parquet or Croissant .json file, or pypi:NAME[==VERSION]"
 
 
 def read(reference: str, *, offline: bool = False, progress: Progress | None = None) -> Artefact:
@@ -53,6 +53,8 @@ def _read_path(reference: str, path: Path) -> Artefact:
         return model.read_file(reference, ggufs[0]) if len(ggufs) == 1 else dataset.read_folder(reference, path)
     if path.suffix == ".gguf":
         return model.read_file(reference, path)
+    if path.suffix == ".safetensors":
+        return model.read_folder(reference, path.absolute().parent)
     if path.suffix == ".whl":
         return package.read_wheel(reference, path)
     if path.suffix in (".jsonl", ".ndjson", ".parquet", ".json", ".jsonld"):

@@ -55,9 +55,8 @@ def add_model(lineage: Lineage, name: str) -> None:
     if family is None:
         lineage.add(Thing(name, "model", None, "not in the knowledge base"))
         return
-    lineage.add(
-        Thing(name, "model", family.licence, f"{family.cite.document}, {family.cite.date} (family {family.family})")
-    )
+    evidence = f"{family.cite.document}, {family.cite.date} (family {family.family})"
+    lineage.add(Thing(name, "model", family.licence, evidence, outputs=family.outputs))
     add_family_base(lineage, name, family)
 
 

@@ -34,6 +34,8 @@ def write(
     *,
     supplier: str = "",
     released: dt.datetime | None = None,
+    version: str = "",
+    url: str = "",
     offline: bool = False,
     progress: Progress | None = None,
 ) -> str:
@@ -42,7 +44,7 @@ def write(
     Args:
         reference: see `artefact.read`; for "mof" also the YAML file of a Model Openness Tool release.
         form: one of FORMATS.
-        supplier, released: who gives it out and since when, where the artefact does not say.
+        supplier, released, version, url: who gives it out, since when, as what and where, if the artefact doesn't say.
         offline: never use the network.
         progress: told about transfers.
 
@@ -58,7 +60,7 @@ def write(
         return page
     artefact = artefacts.read(reference, offline=offline, progress=progress)
     judgement = examine(artefact, "redistribute")
-    text: str = module.render(Bill(artefact, judgement, now(), supplier, released))
+    text: str = module.render(Bill(artefact, judgement, now(), supplier, released, version, url))
     return text
 
 

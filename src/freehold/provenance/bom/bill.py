@@ -27,6 +27,7 @@ class Bill:
         created: when the bill is written, UTC.
         supplier: who gives the artefact out; derived when empty.
         released: since when; None when nobody said.
+        told_version, told_url: what to say where the artefact does not.
     """
 
     artefact: Artefact
@@ -34,6 +35,13 @@ class Bill:
     created: dt.datetime
     supplier: str = ""
     released: dt.datetime | None = None
+    told_version: str = ""
+    told_url: str = ""
+
+    @property
+    def version(self) -> str:
+        """The artefact's version, "" when unknown."""
+        return self.artefact.version or self.told_version
 
     @property
     def subject(self) -> Thing:
@@ -68,11 +76,18 @@ class Bill:
     def url(self) -> str:
         """Where it comes from, as far as that is known."""
         said = str(self.artefact.facts.get("url") or "")
+        if self.told_url:
+            return self.told_url
         if said.startswith(("https://", "http://")):
             return said
         if self.artefact.kind == "software" and self.artefact.version:
-            return f"https://pypi.org/project/{self.artefact.name}/{self.artefact.version}/"
+            return self.purl
         return f"https://huggingface.co/{self.artefact.name}" if "/" in self.artefact.name else ""
+
+    @property
+    def purl(self) -> str:
+        """A package's address whatever its index is (https://github.com/package-url/purl-spec)."""
+        return f"pkg:pypi/{self.artefact.name.lower().replace('_', '-')}@{self.artefact.version}"
 
     def id(self, *parts: str) -> uuid.UUID:
         """An id that the same facts get again."""

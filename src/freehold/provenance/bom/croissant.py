@@ -64,7 +64,7 @@ def render(bill: Bill) -> str:
         "name": artefact.name,
         "description": str(facts.get("description") or facts.get("title") or f"Data set {artefact.name}."),
         "url": bill.url or f"urn:uuid:{bill.id('croissant')}",
-        "version": artefact.version or None,
+        "version": bill.version or None,
         "datePublished": (bill.released or bill.created).date().isoformat(),
         "license": [licence_url(key) or key for key in identifiers(bill.concluded(bill.subject))] or None,
         "creator": {"@type": "sc:Organization", "name": bill.supplied_by} if bill.supplied_by else None,

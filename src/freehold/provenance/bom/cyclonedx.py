@@ -71,13 +71,13 @@ def _component(bill: Bill, thing: Thing) -> dict[str, Any]:
 def _own(bill: Bill) -> dict[str, Any]:
     """What is known of the subject only."""
     facts = bill.artefact.facts
-    found: dict[str, Any] = {"version": bill.artefact.version, "description": str(facts.get("description") or "")}
+    found: dict[str, Any] = {"version": bill.version, "description": str(facts.get("description") or "")}
     if bill.supplied_by:
         found["supplier"] = {"name": bill.supplied_by}
     if bill.url:
         found["externalReferences"] = [{"type": "distribution", "url": bill.url}]
     if bill.artefact.kind == "software" and bill.artefact.version:
-        found["purl"] = f"pkg:pypi/{bill.artefact.name.lower().replace('_', '-')}@{bill.artefact.version}"
+        found["purl"] = bill.purl
     if bill.artefact.copyrights:
         found["copyright"] = "\n".join(dict.fromkeys(bill.artefact.copyrights))
     hashed = [file for file in bill.artefact.files if file.sha256]

@@ -41,7 +41,7 @@ def _general(bill: Bill) -> list[str]:
         "### 1.2 Model identification",
         "",
         f"- Model: {bill.artefact.name}",
-        f"- Version: {bill.artefact.version or OPEN}",
+        f"- Version: {bill.version or OPEN}",
         f"- Dependencies (models it was made from): {made}",
         f"- Date of placing on the Union market: {bill.released.date().isoformat() if bill.released else OPEN}",
         "",

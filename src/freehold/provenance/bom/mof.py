@@ -85,7 +85,7 @@ def render(bill: Bill) -> str:
     if artefact.kind == "software":
         released["Supporting libraries and tools"] = licence
     found = classify(released, {"distribution": licence} if licence else {})
-    return _page(f"{artefact.name} {artefact.version}".strip(), found, "components that can be seen in the artefact")
+    return _page(f"{artefact.name} {bill.version}".strip(), found, "components that can be seen in the artefact")
 
 
 def render_release(reference: str) -> str:

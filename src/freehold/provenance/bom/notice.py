@@ -11,7 +11,7 @@ RULE = "-" * 80
 def render(bill: Bill) -> str:
     """The text."""
     artefact = bill.artefact
-    lines = [f"{artefact.name} {artefact.version}".strip(), ""]
+    lines = [f"{artefact.name} {bill.version}".strip(), ""]
     lines += dict.fromkeys(artefact.copyrights)
     lines += ["", f"Written by {tool_line(bill)}. Not legal advice.", "", RULE, "", "Components", ""]
     used: dict[str, None] = {}

@@ -64,7 +64,7 @@ class _Graph:
             "type": "SpdxDocument",
             "spdxId": f"{self.base}#document",
             "creationInfo": "_:creation",
-            "name": f"{self.bill.artefact.name} {self.bill.artefact.version}".strip(),
+            "name": f"{self.bill.artefact.name} {self.bill.version}".strip(),
             "dataLicense": self._expression("CC0-1.0"),
             "rootElement": [root],
             "profileConformance": profiles,
@@ -78,7 +78,7 @@ class _Graph:
         profiles = ["core", "software", "simpleLicensing"]
         asked = {
             "supplier": bill.supplied_by,
-            "version": bill.artefact.version,
+            "version": bill.version,
             "release time": bill.released,
             "place of download": bill.url,
         }
@@ -112,7 +112,7 @@ class _Graph:
         """What is known of the subject only."""
         bill, facts = self.bill, self.bill.artefact.facts
         found: dict[str, Any] = {
-            "software_packageVersion": bill.artefact.version,
+            "software_packageVersion": bill.version,
             "software_downloadLocation": bill.url,
             "description": facts.get("description"),
             "releaseTime": stamp(bill.released) if bill.released else None,
