@@ -216,6 +216,11 @@ def test_the_eu_summary_has_every_section_and_marks_what_nobody_said(references)
     assert OPEN in page
 
 
+def test_the_eu_summary_of_a_data_set_is_a_usage_error(references):
+    with pytest.raises(UsageError, match="is a data set"):
+        write(references["dataset"], "eu-summary", offline=True)
+
+
 def test_a_notice_carries_statements_copyrights_and_duties(references):
     gemma = write(references["gemma"], "notice", offline=True)
     assert "Gemma is provided under and subject to the Gemma Terms of Use found at ai.google.dev/gemma/terms" in gemma

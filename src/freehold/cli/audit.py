@@ -61,7 +61,7 @@ def _show(report: Report) -> None:
         for item in report.detected
     ]
     _section("detected", found, ("LICENCE", "HOW", "FILE", "WORDS"))
-    _section("why", [(item.rule, item.verdict, item.because, item.path) for item in report.path], _WHY)
+    _why(report)
     duties = [
         (
             item.rule,
@@ -78,8 +78,14 @@ def _show(report: Report) -> None:
     _list("notes", [*report.notes, "engineering encodings of licences and terms, not legal advice"])
 
 
-_WHY = ("RULE", "VERDICT", "BECAUSE", "PATH")
 _DUTIES = ("RULE", "DUTY", "WHEN", "WHAT", "LICENCE", "CLAUSE")
+
+
+def _why(report: Report) -> None:
+    """What decided, each with its path; that nothing stands against a part is said only when nothing else is."""
+    told = [item for item in report.path if (item.rule, item.verdict) != ("R1", "allow")] or list(report.path)
+    lines = [f"{item.rule:4}{item.verdict:10}{printable(item.because)}\n{'':14}{printable(item.path)}" for item in told]
+    emit("\nwhy\n" + "\n".join(dict.fromkeys(lines)))
 
 
 def _section(title: str, rows: Sequence[tuple[str, ...]], header: tuple[str, ...]) -> None:

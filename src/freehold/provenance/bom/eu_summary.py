@@ -6,6 +6,7 @@ artefact says is filled in with its source; what nobody said is left to the prov
 
 from __future__ import annotations
 
+from freehold.errors import UsageError
 from freehold.provenance.bom.bill import Bill
 from freehold.provenance.bom.notice import tool_line
 from freehold.provenance.lineage import Thing
@@ -17,7 +18,15 @@ def render(bill: Bill) -> str:
     """The draft, in Markdown.
 
     Sections: 1 general information; 2 list of data sources; 3 data processing aspects.
+
+    Raises:
+        UsageError: the artefact is a data set.
     """
+    if bill.artefact.kind == "dataset":
+        raise UsageError(
+            f"the summary is of a model's training content, and {bill.artefact.name} is a data set",
+            hint="name the model that was trained on it",
+        )
     return "\n".join([*_general(bill), *_sources(bill), *_processing()]) + "\n"
 
 
