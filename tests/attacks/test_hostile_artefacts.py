@@ -90,6 +90,13 @@ def test_damaged_wheels_never_break_anything(tmp_path_factory, data):
         assert error.message
 
 
+@pytest.mark.parametrize("weights", [b"", b"GGUF", b"GGUF\x03\0\0\0" + b"\xff" * 64, b"MZ" * 100])
+def test_weights_in_a_package_that_are_none_are_noted(tmp_path, weights):
+    report = audit(str(wheel(tmp_path, PLAIN, {"thing/w.gguf": weights})))
+    assert report.verdict == "allow"
+    assert any("thing/w.gguf: its metadata could not be read" in note for note in report.notes)
+
+
 def test_no_code_of_a_package_runs(tmp_path):
     mark = tmp_path / "ran"
     code = f"open({str(mark)!r}, 'w')".encode()

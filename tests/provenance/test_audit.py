@@ -313,6 +313,26 @@ def test_a_permissive_part_brings_its_notice_and_no_conflict(tmp_path):
     assert ("notice", "MIT") in duties(report)
 
 
+def test_weights_in_a_package_declare_in_their_own_metadata(tmp_path):
+    weights = gguf_file(
+        tmp_path / "w.gguf",
+        license="gemma",
+        base_model__count=1,
+        base_model__0__repo_url="https://huggingface.co/google/gemma-3-270m",
+    )
+    report = audit(str(wheel(tmp_path, "License: MIT\n\n", {"thing/w.gguf": weights.read_bytes()})))
+    assert report.verdict == "escalate"
+    assert [item["kind"] for item in report.conflicts] == ["declared-differs-from-detected"]
+    assert ("use-policy", "LicenseRef-Gemma") in duties(report)
+    assert any("thing:thing/w.gguf > quantized_from > google/gemma-3-270m" in item.path for item in report.path)
+
+
+def test_a_card_in_a_package_that_asks_for_more_than_the_label_is_a_conflict(tmp_path):
+    card = b"---\nlicense: cc-by-nc-4.0\n---\n# Weights\n"
+    report = audit(str(wheel(tmp_path, "License: MIT\n\n", {"thing/data/README.md": card})))
+    assert (report.verdict, {item.rule for item in report.path if item.verdict != "allow"}) == ("deny", {"R4", "R10"})
+
+
 def test_a_file_that_is_no_wheel_is_refused(tmp_path):
     file = tmp_path / "x.whl"
     file.write_bytes(b"not a zip file")

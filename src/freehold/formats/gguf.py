@@ -106,20 +106,37 @@ class GGUFFile(Closing):
             raise FormatError(f"no tensor {name} in {self.path}") from None
 
     def _parse(self) -> None:
-        head = self._file.read(0, min(8, self._file.size)).tobytes()
-        if head[:4] != MAGIC:
-            raise FormatError(f"{self.path}: expected a GGUF file, found one that begins with {head[:4]!r}")
-        if len(head) < 8:
-            raise FormatError(f"{self.path}: truncated after {len(head)} bytes", hint="fetch the file again")
-        (self.version,) = struct.unpack_from("<I", head, 4)
-        if self.version not in (2, 3):
-            swapped = self.version in (2 << 24, 3 << 24)
-            found = "a big-endian file" if swapped else f"version {self.version}"
-            raise UnsupportedError(f"{self.path}: expected little-endian GGUF of version 2 or 3, found {found}")
+        self.version = _version(self._file)
         header = _Header(self._file)
         self.metadata, tensors = header.parse()
         _check_ranges(self.path, tensors, self._file.size)
         self.tensors = {tensor.name: tensor for tensor in tensors}
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata alone, of a file that may end behind it: the first megabytes of one inside an archive, say.
+
+    Raises:
+        FormatError, UnsupportedError: as `GGUFFile`.
+    """
+    with ByteFile(path) as file:
+        _version(file)
+        return _Header(file).metadata()[0]
+
+
+def _version(file: ByteFile) -> int:
+    """The version of a file that begins as a GGUF file does."""
+    head = file.read(0, min(8, file.size)).tobytes()
+    if head[:4] != MAGIC:
+        raise FormatError(f"{file.path}: expected a GGUF file, found one that begins with {head[:4]!r}")
+    if len(head) < 8:
+        raise FormatError(f"{file.path}: truncated after {len(head)} bytes", hint="fetch the file again")
+    version: int = struct.unpack_from("<I", head, 4)[0]
+    if version not in (2, 3):
+        swapped = version in (2 << 24, 3 << 24)
+        found = "a big-endian file" if swapped else f"version {version}"
+        raise UnsupportedError(f"{file.path}: expected little-endian GGUF of version 2 or 3, found {found}")
+    return version
 
 
 class _Header:
@@ -131,8 +148,8 @@ class _Header:
         self._position = 8  # behind magic and version
         self._where = "counts"
 
-    def parse(self) -> tuple[dict[str, Any], list[GGUFTensor]]:
-        """All metadata and tensors."""
+    def metadata(self) -> tuple[dict[str, Any], int]:
+        """All metadata, and how many tensors follow."""
         tensors, pairs = self._unpack("<QQ")
         if tensors * SMALLEST_TENSOR + pairs * SMALLEST_PAIR > self._file.size:
             self._fail(f"{pairs} metadata entries and {tensors} tensors don't fit into {self._file.size} bytes")
@@ -143,6 +160,11 @@ class _Header:
             self._where = f"metadata {key!r}"
             (kind,) = self._unpack("<I")
             metadata[key] = self._value(kind, MAX_NESTING)
+        return metadata, tensors
+
+    def parse(self) -> tuple[dict[str, Any], list[GGUFTensor]]:
+        """All metadata and tensors."""
+        metadata, tensors = self.metadata()
         if metadata.get("split.count", 0) not in (0, 1):
             raise UnsupportedError(
                 f"{self._file.path}: one of {metadata['split.count']} parts of a split GGUF file",

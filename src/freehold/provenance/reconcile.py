@@ -27,6 +27,8 @@ def reconcile(artefact: Artefact) -> dict[str, tuple[str, ...]]:
     _conclude(artefact)
     mine = _declared(artefact)
     found: dict[str, tuple[str, ...]] = {}
+    for thing, licences in _labelled_otherwise(artefact).items():
+        found[thing] = licences
     for licence, seen in _undeclared(artefact, mine).items():
         if _differs(artefact, licence, seen, mine):
             thing = _part(artefact, seen[0], None)
@@ -67,6 +69,23 @@ def _undeclared(artefact: Artefact, mine: list[str]) -> dict[str, list[Detection
         if not any(_stands_for(item, key) for key in mine):
             left.setdefault(item.licence, []).append(item)
     return left
+
+
+def _labelled_otherwise(artefact: Artefact) -> dict[str, tuple[str, ...]]:
+    """Weights and data in a package whose own card asks for more than the package's label says."""
+    subject = artefact.lineage.things[artefact.lineage.subject]
+    label = identifiers(subject.licence)
+    parts = [link.parent for link in artefact.lineage.links if link.child == subject.id and link.relation == "contains"]
+    found = {}
+    for part in parts if artefact.kind == "software" and label else []:
+        stricter = [
+            key
+            for key in identifiers(artefact.lineage.things[part].licence)
+            if lookup(key).cls not in FREE_CLASSES and not any(same_text(key, mine) for mine in label)
+        ]
+        if stricter:
+            found[part] = tuple(stricter)
+    return found
 
 
 def _stands_for(item: Detection, declared: str) -> bool:

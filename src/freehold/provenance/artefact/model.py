@@ -71,7 +71,7 @@ def read_file(reference: str, path: Path) -> Artefact:
     name = reference if reference in BUILTINS else _repository(metadata) or named or path.stem
     artefact = Artefact(reference, "model", name, Lineage(name))
     licence = _gguf_licence(artefact, reference, metadata)
-    _gguf_ancestry(artefact, name, metadata)
+    gguf_ancestry(artefact, name, metadata)
     tree = Folder(path.parent)
     beside = {item.name for item in path.parent.iterdir()} if len(list(path.parent.glob("*.gguf"))) == 1 else set()
     if "README.md" in beside:
@@ -181,20 +181,23 @@ def _from_report(artefact: Artefact, tree: Folder, name: str, licence: str | Non
 
 
 def _gguf_licence(artefact: Artefact, reference: str, metadata: dict[str, Any]) -> str | None:
-    label = _text(metadata, "general.license.name") or _text(metadata, "general.license")
-    if label:
-        found = survey.declare(artefact, label, "GGUF metadata: general.license")
-        if found is None and (plain := _text(metadata, "general.license")):
-            found = survey.declare(artefact, plain, "GGUF metadata: general.license")
-        if found is not None:
-            return found
-    if reference in BUILTINS:
+    found = gguf_licence(artefact, metadata, "GGUF metadata")
+    if found is None and reference in BUILTINS:
         pin = BUILTINS[reference]
         return survey.declare(artefact, pin.licence, f"pin of {pin.project} {pin.version}")
-    return None
+    return found
 
 
-def _gguf_ancestry(artefact: Artefact, name: str, metadata: dict[str, Any]) -> None:
+def gguf_licence(artefact: Artefact, metadata: dict[str, Any], where: str) -> str | None:
+    """What a GGUF file declares: `general.license.name` where that is known, else `general.license`."""
+    found = None
+    for key in ("general.license.name", "general.license"):
+        if found is None and (label := _text(metadata, key)):
+            found = survey.declare(artefact, label, f"{where}: general.license")
+    return found
+
+
+def gguf_ancestry(artefact: Artefact, name: str, metadata: dict[str, Any], where: str = "GGUF metadata") -> None:
     """general.base_model.N and general.dataset.N (gguf.md, "Source metadata")."""
     for kind in ("base_model", "dataset"):
         count = metadata.get(f"general.{kind}.count", 0)
@@ -203,12 +206,11 @@ def _gguf_ancestry(artefact: Artefact, name: str, metadata: dict[str, Any]) -> N
             parent = _repository(metadata, prefix) or _text(metadata, f"{prefix}.name")
             if not parent:
                 continue
-            where = f"GGUF metadata: {prefix}"
             if kind == "dataset":
-                ancestry.add_dataset(artefact.lineage, name, parent, "trained_on", where)
+                ancestry.add_dataset(artefact.lineage, name, parent, "trained_on", f"{where}: {prefix}")
             else:
                 relation = "merged_from" if count > 1 else "quantized_from"
-                ancestry.add_base(artefact.lineage, name, parent, relation, where)
+                ancestry.add_base(artefact.lineage, name, parent, relation, f"{where}: {prefix}")
 
 
 def _repository(metadata: dict[str, Any], prefix: str = "general") -> str:

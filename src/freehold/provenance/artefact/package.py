@@ -12,11 +12,11 @@ import tempfile
 from importlib import metadata
 from pathlib import Path, PurePosixPath
 
-from freehold.errors import FormatError, StoreError, UsageError
+from freehold.errors import FormatError, FreeholdError, StoreError, UsageError
 from freehold.formats.wheels import Progress, download
-from freehold.provenance.artefact import card, survey
+from freehold.provenance.artefact import card, model, survey
 from freehold.provenance.artefact.facts import Artefact, File
-from freehold.provenance.artefact.tree import Folder, Tree, Zip, digest_of, text_of
+from freehold.provenance.artefact.tree import MAX_TEXT, Tree, Zip, digest_of, text_of
 from freehold.provenance.licences import normalize
 from freehold.provenance.lineage import Lineage, Thing
 
@@ -25,6 +25,8 @@ _REQUIREMENT = re.compile(
     r"(?P<name>[A-Za-z0-9](?:[\w.-]{0,98}[A-Za-z0-9])?)(?:==(?P<version>[\w.!+-]{1,100}))?", re.ASCII
 )
 MAX_METADATA = 2_000_000
+MAX_WEIGHTS = 4  # GGUF files whose metadata is read
+MAX_HEAD = 32_000_000  # bytes of one; metadata with a vocabulary of 256k tokens takes about ten million
 
 
 def read_requirement(reference: str, *, offline: bool = False, progress: Progress | None = None) -> Artefact:
@@ -81,9 +83,9 @@ class _Installed:
     def files(self) -> list[File]:
         return [File(name, path.stat().st_size) for name, path in sorted(self._paths.items())]
 
-    def read(self, name: str, limit: int = 1_000_000) -> bytes:
-        path = self._paths[name]
-        return Folder(path.parent).read(path.name, limit)
+    def read(self, name: str, limit: int = MAX_TEXT) -> bytes:
+        with self._paths[name].open("rb") as file:
+            return file.read(limit)
 
 
 def _read_installed(reference: str, package: metadata.Distribution) -> Artefact:
@@ -105,6 +107,7 @@ def _read(reference: str, tree: Tree, content: bytes, where: str) -> Artefact:
         artefact.detected += survey.sections(body, where, digest_of(content))
     licence = _declared(artefact, message, where)
     licence = _from_cards(artefact, subject, cards, licence)
+    _from_weights(artefact, subject, tree)
     artefact.lineage.things[subject] = Thing(subject, "software", licence, _evidence(artefact))
     return artefact
 
@@ -140,6 +143,27 @@ def _from_cards(
             licence = declared
             artefact.notes.append(f"the package's own code declares no licence: the card's in {file} was taken")
     return licence
+
+
+def _from_weights(artefact: Artefact, subject: str, tree: Tree) -> None:
+    """GGUF files inside the package: parts that declare licences and bases in their metadata."""
+    from freehold.formats.gguf import read_metadata
+
+    weights = [file for file in artefact.files if file.name.endswith(".gguf")]
+    for file in weights[:MAX_WEIGHTS]:
+        try:
+            with tempfile.NamedTemporaryFile(prefix="freehold-audit-", suffix=".gguf") as head:
+                head.write(tree.read(file.name, MAX_HEAD))
+                head.flush()
+                metadata = read_metadata(Path(head.name))
+        except FreeholdError:
+            artefact.notes.append(f"{file.name}: its metadata could not be read")
+            continue
+        part = f"{artefact.name}:{file.name}"
+        declared = model.gguf_licence(artefact, metadata, file.name)
+        artefact.lineage.add(Thing(part, "model", declared, f"{file.name}: general.license"))
+        artefact.lineage.link(subject, "contains", part, file.name)
+        model.gguf_ancestry(artefact, part, metadata, file.name)
 
 
 def _facts(message: email.message.Message) -> dict[str, object]:

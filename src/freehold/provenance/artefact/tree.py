@@ -19,7 +19,7 @@ from freehold.provenance.artefact.facts import File
 
 MAX_FILES = 50_000
 MAX_TEXT = 1_000_000  # bytes of one file that is read
-MAX_READ = 64_000_000  # bytes read of one artefact
+MAX_READ = 192_000_000  # bytes read of one artefact
 MAX_DEPTH = 12
 
 
