@@ -56,6 +56,7 @@ def wheel(folder: Path, metadata: str, files: dict[str, bytes]) -> Path:
         archive.writestr(
             "thing-1.0.dist-info/METADATA", f"Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n{metadata}"
         )
+        archive.writestr("thing-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         for name, content in files.items():
             archive.writestr(name, content)
     return path

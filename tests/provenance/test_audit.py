@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import pytest
 
-from freehold.errors import FormatError, ModelNotFoundError, UsageError
+from freehold.errors import FormatError, ModelNotFoundError, StoreError, UsageError
 from freehold.formats import store
 from freehold.formats.builtin import BUILTINS, path_of
 from freehold.provenance.audit import Report, audit, basis
@@ -331,6 +332,43 @@ def test_a_card_in_a_package_that_asks_for_more_than_the_label_is_a_conflict(tmp
     card = b"---\nlicense: cc-by-nc-4.0\n---\n# Weights\n"
     report = audit(str(wheel(tmp_path, "License: MIT\n\n", {"thing/data/README.md": card})))
     assert (report.verdict, {item.rule for item in report.path if item.verdict != "allow"}) == ("deny", {"R4", "R10"})
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A directory that pip uses as its only index, by the user's own configuration."""
+    for name in [name for name in os.environ if name.startswith("PIP_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    (tmp_path / "index").mkdir()
+    return tmp_path / "index"
+
+
+def test_a_package_is_fetched_from_the_users_index_and_nothing_stays(index, tmp_path, monkeypatch):
+    work = tmp_path / "tmp"
+    work.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(work))
+    wheel(
+        index,
+        "License: MIT\nRequires-Dist: never-fetched\n\n",
+        {"thing/LICENSE": MIT.format(year=1, holder="x").encode()},
+    )
+    report = audit("pypi:thing==1.0")
+    assert (report.name, report.version, report.verdict) == ("thing", "1.0", "allow")
+    assert list(work.iterdir()) == []
+
+
+def test_a_package_that_is_not_there_is_one_clear_error(index):
+    with pytest.raises(StoreError, match="pip found no nothing-of-that-name==1") as caught:
+        audit("pypi:nothing-of-that-name==1")
+    assert caught.value.hint
+
+
+def test_offline_no_package_is_fetched():
+    with pytest.raises(StoreError, match="may not be asked"):
+        audit("pypi:nothing-of-that-name==1", offline=True)
 
 
 def test_a_file_that_is_no_wheel_is_refused(tmp_path):
