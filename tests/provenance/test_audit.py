@@ -12,6 +12,7 @@ import pytest
 from freehold.errors import FormatError, ModelNotFoundError, StoreError, UsageError
 from freehold.formats import store
 from freehold.formats.builtin import BUILTINS, path_of
+from freehold.provenance.artefact.parquet import read_footer
 from freehold.provenance.audit import Report, audit, basis
 from tests.formats.fake_hub import COMMIT, FakeHub, serving
 from tests.provenance.shapes import LICENCES, MIT, SMOLLM2, gguf_file, gguf_of, model, recorded, wheel
@@ -277,6 +278,51 @@ def test_a_croissant_description_declares_by_link(tmp_path):
     report = audit(str(file))
     assert (report.name, report.verdict, report.path[0].licence) == ("Linked", "deny", "CC-BY-NC-4.0")
     assert any("Linked > adapted_from > allenai/c4" in item.path for item in report.path)
+
+
+PARQUET = Path(__file__).parent.parent / "vectors/provenance/tiny.parquet"
+
+
+def test_the_footer_of_a_parquet_file_tells_rows_columns_and_metadata():
+    footer = read_footer(PARQUET)
+    assert (footer.rows, footer.metadata["about"]) == (3, "a vector for tests")
+    assert {"text", "license", "meta"} <= set(footer.columns)
+    assert footer.created_by.startswith("parquet-cpp-arrow")
+
+
+def test_a_licence_in_a_parquet_file_is_read_and_columns_that_were_not_are_told():
+    report = audit(str(PARQUET), "train")
+    assert [(item.licence, item.where) for item in report.declared] == [
+        ("CC-BY-SA-4.0", "tiny.parquet: metadata license")
+    ]
+    assert (report.verdict, report.path[0].rule) == ("escalate", "R2")
+    assert any("the columns license were not read" in note for note in report.notes)
+
+
+def test_records_without_a_licence_among_others_are_unknown(tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text('{"text": "a", "license": "MIT"}\n{"text": "b"}\n')
+    report = audit(str(file), "train")
+    assert (report.verdict, report.path[0].path) == (
+        "deny",
+        "d.jsonl > contains > d.jsonl: without a licence > LicenseRef-unknown",
+    )
+
+
+def test_more_licences_than_are_told_apart_are_unknown_not_forgotten(tmp_path):
+    file = tmp_path / "d.jsonl"
+    labels = ["MIT"] * 2 + [f"Homemade-{index}" for index in range(250)]
+    file.write_text("".join(json.dumps({"text": "a", "license": label}) + "\n" for label in labels))
+    report = audit(str(file))
+    assert report.verdict == "escalate"
+    assert any(item.path.startswith("d.jsonl > contains > d.jsonl: with rarer licences") for item in report.path)
+
+
+def test_a_known_data_set_is_judged_by_its_name_when_nothing_declares(tmp_path):
+    folder = tmp_path / "alpaca"
+    folder.mkdir()
+    (folder / "data.jsonl").write_text('{"instruction": "a"}\n')
+    assert audit(str(folder)).path[0].licence == "CC-BY-NC-4.0"
 
 
 def test_a_json_file_that_describes_no_data_set_is_refused(tmp_path):

@@ -15,7 +15,7 @@ from msgspec.structs import replace
 
 from freehold.provenance.knowledge import FREE_CLASSES, Case, Knowledge, Licence, Rule, When, knowledge
 from freehold.provenance.licences import UNKNOWN, alternatives, compatible, identifiers, lookup
-from freehold.provenance.lineage import Lineage, Link, Thing, reach_of, words
+from freehold.provenance.lineage import MAX_PATHS, Lineage, Link, Thing, reach_of, words
 from freehold.provenance.provider_terms import provider_of, terms_in_force, versions
 
 VERDICTS = ("allow", "escalate", "deny")
@@ -123,7 +123,11 @@ def judge(
     duties: dict[tuple[str, ...], Obligation] = {}
     claims: list[Claim] = []
     today = today or dt.datetime.now(dt.UTC).date()
-    for path in lineage.paths():
+    paths = list(lineage.paths())
+    if len(paths) == MAX_PATHS:
+        because = f"more than {MAX_PATHS} ways lead from it to what it is made from: the rest was not followed"
+        findings.append(Finding("R10", "escalate", because, UNKNOWN, "", lineage.subject, ""))
+    for path in paths:
         thing = lineage.things[path[-1].parent if path else lineage.subject]
         chosen = _best(
             _options(lineage, thing, path, (found or {}).get(thing.id, ()), terms), rules, purpose, bases, today

@@ -51,7 +51,8 @@ def read_folder(reference: str, path: Path) -> Artefact:
             if described is not None:
                 licence = _from_croissant(artefact, name, described, file.name) or licence
     for file in artefact.files:
-        _records(artefact, name, path / file.name, file.name)
+        stated = _records(artefact, name, path / file.name, file.name)
+        licence = licence or stated
     _subject(artefact, name, licence)
     return artefact
 
@@ -70,7 +71,8 @@ def read_file(reference: str, path: Path) -> Artefact:
         artefact.name = str(described.get("name") or path.name)[:200]
         artefact.lineage = Lineage(artefact.name)
         licence = _from_croissant(artefact, artefact.name, described, path.name)
-    _records(artefact, artefact.name, path, path.name)
+    stated = _records(artefact, artefact.name, path, path.name)
+    licence = licence or stated
     from freehold.provenance.artefact.facts import File
 
     artefact.files = [File(path.name, path.stat().st_size)]
@@ -142,14 +144,21 @@ def _plain(label: str) -> str:
     return next((match.licence for match in references(label)), label)
 
 
-def _records(artefact: Artefact, name: str, path: Path, file: str) -> None:
-    """Licences and generators that records carry: each licence is a part of the collection (R3 keeps them apart)."""
+def _records(artefact: Artefact, name: str, path: Path, file: str) -> str | None:
+    """Licences and generators that records carry: each licence is a part of the collection (R3 keeps them apart).
+
+    Returns: the licence a file states for all of itself, which only Parquet's metadata do.
+    """
     suffix = PurePosixPath(file).suffix
     if suffix == ".parquet":
-        _footer(artefact, path, file)
-        return
-    if suffix not in (".jsonl", ".ndjson"):
-        return
+        return _footer(artefact, path, file)
+    if suffix in (".jsonl", ".ndjson"):
+        _lines_of(artefact, name, path, file)
+    return None
+
+
+def _lines_of(artefact: Artefact, name: str, path: Path, file: str) -> None:
+    """What the records of a JSONL file carry, counted."""
     licences: Counter[str] = Counter()
     sources: Counter[tuple[str, str]] = Counter()
     for record in _lines(artefact, path, file):
@@ -162,10 +171,15 @@ def _records(artefact: Artefact, name: str, path: Path, file: str) -> None:
             part = f"{file}:{licence or label[:100]}"
             artefact.lineage.add(Thing(part, "dataset", licence, f"{file}: {number} records"))
             artefact.lineage.link(name, "contains", part, file)
-    if licences[""] and len(licences) > 1:
-        part = f"{file}: without a licence"
-        artefact.lineage.add(Thing(part, "dataset", None, f"{file}: {licences['']} records"))
-        artefact.lineage.link(name, "contains", part, file)
+    left = {"without a licence": licences[""] if len(licences) > 1 else 0}
+    left |= {"with rarer licences": sum(number for _, number in licences.most_common()[MAX_GROUPS:])}
+    for what, number in left.items():
+        if number:  # nothing is known of these, and the verdict has to say so
+            part = f"{file}: {what}"
+            artefact.lineage.add(Thing(part, "dataset", None, f"{file}: {number} records"))
+            artefact.lineage.link(name, "contains", part, file)
+    if len(sources) > MAX_GROUPS:
+        artefact.notes.append(f"{file}: of {len(sources)} generators and days only the first {MAX_GROUPS} were judged")
     for (source, day), number in sources.most_common(MAX_GROUPS):
         if source:
             ancestry.add_generator(artefact.lineage, name, source, _day(day), f"{file}: {number} records")
@@ -193,21 +207,23 @@ def _lines(artefact: Artefact, path: Path, file: str) -> Iterator[dict[str, Any]
         artefact.notes.append(f"{file}: {broken} lines are no JSON and were left out")
 
 
-def _footer(artefact: Artefact, path: Path, file: str) -> None:
-    """Rows, columns and metadata of a Parquet file."""
+def _footer(artefact: Artefact, path: Path, file: str) -> str | None:
+    """Rows, columns and metadata of a Parquet file; the licence these state."""
+    licence = None
     try:
         footer = parquet.read_footer(path)
     except FormatError as error:
         artefact.notes.append(f"{file}: {error.message}")
-        return
+        return None
     artefact.facts["records"] = artefact.facts.get("records", 0) + footer.rows
     for key, value in footer.metadata.items():
         if key.lower() in _LICENCE_KEYS:
-            survey.declare(artefact, value, f"{file}: metadata {key}")
+            licence = survey.declare(artefact, value, f"{file}: metadata {key}")
     if carried := [column for column in footer.columns if column.lower() in (*_LICENCE_KEYS, *_SOURCE_KEYS)]:
         artefact.notes.append(
             f"{file}: the columns {', '.join(carried)} were not read: export them as JSONL to judge records"
         )
+    return licence
 
 
 def _first(record: dict[str, Any], keys: tuple[str, ...]) -> str:
