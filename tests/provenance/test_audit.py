@@ -15,7 +15,7 @@ from freehold.formats.builtin import BUILTINS, path_of
 from freehold.provenance.artefact.parquet import read_footer
 from freehold.provenance.audit import Report, audit, basis
 from tests.formats.fake_hub import COMMIT, FakeHub, serving
-from tests.provenance.shapes import LICENCES, MIT, SMOLLM2, gguf_file, gguf_of, model, recorded, wheel
+from tests.provenance.shapes import BSD2, LICENCES, MIT, SMOLLM2, gguf_file, gguf_of, model, recorded, wheel
 
 
 @pytest.fixture(autouse=True)
@@ -358,6 +358,17 @@ def test_a_permissive_part_brings_its_notice_and_no_conflict(tmp_path):
     report = audit(str(wheel(tmp_path, "License: Apache-2.0\n\n", files)), "redistribute")
     assert (report.verdict, report.conflicts) == ("allow", ())
     assert ("notice", "MIT") in duties(report)
+
+
+def test_a_licence_text_in_the_place_of_its_name_is_read(tmp_path):
+    text = "\n        ".join(MIT.format(year=1, holder="x").splitlines())
+    report = audit(str(wheel(tmp_path, f"License: {text}\n\n", {})))
+    assert [item.licence for item in report.declared] == ["MIT"]
+
+
+def test_a_label_that_says_bsd_is_kept_by_any_bsd_text(tmp_path):
+    folder = model(tmp_path / "m", "license: bsd", LICENSE=BSD2)
+    assert audit(str(folder)).verdict == "allow"
 
 
 def test_weights_in_a_package_declare_in_their_own_metadata(tmp_path):

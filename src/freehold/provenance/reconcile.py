@@ -93,7 +93,8 @@ def _stands_for(item: Detection, declared: str) -> bool:
     if same_text(item.licence, declared):
         return True
     free = all(lookup(key).cls in FREE_CLASSES for key in (item.licence, declared))
-    return free and declared in item.near
+    bsd = item.licence.startswith("BSD-") and declared.startswith("BSD-")  # "BSD License" says no more than that
+    return free and (bsd or declared in item.near)
 
 
 def _differs(artefact: Artefact, licence: str, seen: list[Detection], mine: list[str]) -> bool:

@@ -118,30 +118,36 @@ def judge(
         base: another knowledge base than the one that comes with this version (its rules are used).
     """
     rules = (base or knowledge()).rules
+    question = _Question(rules, purpose, bases, today or dt.datetime.now(dt.UTC).date(), lineage.subject)
     terms: dict[str, str] = {}
     findings: list[Finding] = []
     duties: dict[tuple[str, ...], Obligation] = {}
     claims: list[Claim] = []
-    today = today or dt.datetime.now(dt.UTC).date()
     paths = list(lineage.paths())
     if len(paths) == MAX_PATHS:
         because = f"more than {MAX_PATHS} ways lead from it to what it is made from: the rest was not followed"
         findings.append(Finding("R10", "escalate", because, UNKNOWN, "", lineage.subject, ""))
     for path in paths:
         thing = lineage.things[path[-1].parent if path else lineage.subject]
-        chosen = _best(
-            _options(lineage, thing, path, (found or {}).get(thing.id, ()), terms), rules, purpose, bases, today
-        )
-        claims += chosen
-        for claim in chosen:
-            held = list(_findings(claim, rules, purpose, bases, today, lineage.subject))
-            findings += held or [_permitted(claim, lineage.subject)]
-            for duty in _duties(claim, rules, purpose, lineage.subject):
-                duties.setdefault((duty.kind, duty.licence, duty.clause, duty.path), duty)
-    findings += _merged(claims, rules, purpose, lineage.subject)
+        claims += _best(_options(lineage, thing, path, (found or {}).get(thing.id, ()), terms), question)
+    for claim in claims:
+        findings += list(_findings(claim, question)) or [_permitted(claim, lineage.subject)]
+        for duty in _duties(claim, question):
+            duties.setdefault((duty.kind, duty.licence, duty.clause, duty.path), duty)
+    findings += _merged(claims, question)
     findings = list(dict.fromkeys(sorted(findings, key=lambda finding: -VERDICTS.index(finding.verdict))))
-    verdict = findings[0].verdict
-    return Judgement(purpose, verdict, tuple(findings), _ordered(duties.values()), terms, _notes(claims))
+    return Judgement(purpose, findings[0].verdict, tuple(findings), _ordered(duties.values()), terms, _notes(claims))
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    """What is asked of every claim."""
+
+    rules: tuple[Rule, ...]
+    purpose: str
+    bases: tuple[Basis, ...]
+    today: dt.date
+    subject: str
 
 
 def _options(
@@ -219,25 +225,22 @@ def _provider_claims(thing: Thing, path: tuple[Link, ...], reach: str, terms: di
     return [Claim(strictest.as_licence(), thing, path, reach, frozenset() if same else frozenset({"undated"}))]
 
 
-def _best(
-    options: list[list[Claim]], rules: tuple[Rule, ...], purpose: str, bases: tuple[Basis, ...], today: dt.date
-) -> list[Claim]:
+def _best(options: list[list[Claim]], question: _Question) -> list[Claim]:
     """Of the choices an OR leaves, the one with the mildest verdict; the first of equals."""
 
     def severity(claims: list[Claim]) -> int:
-        found = [finding for claim in claims for finding in _findings(claim, rules, purpose, bases, today, "")]
+        found = [finding for claim in claims for finding in _findings(claim, question)]
         return max((VERDICTS.index(finding.verdict) for finding in found), default=0)
 
     return options[0] if len(options) == 1 else min(options, key=severity)
 
 
-def _findings(
-    claim: Claim, rules: tuple[Rule, ...], purpose: str, bases: tuple[Basis, ...], today: dt.date, subject: str
-) -> Iterator[Finding]:
-    for rule in rules:
+def _findings(claim: Claim, question: _Question) -> Iterator[Finding]:
+    basis = _has_basis(claim, question)
+    for rule in question.rules:
         for case in rule.cases:
-            if case.with_ is None and _holds(case.when, claim, purpose, _has_basis(claim, bases, today)):
-                yield _finding(rule, case, claim, subject)
+            if case.with_ is None and _holds(case.when, claim, question.purpose, basis):
+                yield _finding(rule, case, claim, question.subject)
 
 
 def _holds(when: When, claim: Claim, purpose: str, basis: bool) -> bool:
@@ -253,12 +256,14 @@ def _holds(when: When, claim: Claim, purpose: str, basis: bool) -> bool:
     )
 
 
-def _has_basis(claim: Claim, bases: tuple[Basis, ...], today: dt.date) -> bool:
+def _has_basis(claim: Claim, question: _Question) -> bool:
     """Whether somebody signed something that still holds."""
     names = {claim.thing.id.lower(), claim.licence.id.lower(), claim.licence.name.lower()}
     if (known := provider_of(claim.thing.provider or claim.thing.id)) is not None and claim.thing.kind == "provider":
         names.add(known.provider)
-    return any(item.party.lower() in names and (item.until is None or today <= item.until) for item in bases)
+    return any(
+        item.party.lower() in names and (item.until is None or question.today <= item.until) for item in question.bases
+    )
 
 
 def _permitted(claim: Claim, subject: str) -> Finding:
@@ -286,12 +291,12 @@ def _finding(rule: Rule, case: Case, claim: Claim, subject: str, other: Claim | 
     return Finding(rule.id, case.verdict, because, claim.licence.id, clause, path, claim.thing.evidence)
 
 
-def _duties(claim: Claim, rules: tuple[Rule, ...], purpose: str, subject: str) -> Iterator[Obligation]:
-    names = {kind: rule.id for rule in rules for kind in rule.duties}
-    path = f"{words(subject, claim.path)} > {claim.licence.id}"
+def _duties(claim: Claim, question: _Question) -> Iterator[Obligation]:
+    names = {kind: rule.id for rule in question.rules for kind in rule.duties}
+    path = f"{words(question.subject, claim.path)} > {claim.licence.id}"
     for duty in claim.licence.duties:
         if claim.reach in duty.reach:
-            rule, licence, now = names.get(duty.kind, "R1"), claim.licence.id, purpose in duty.on
+            rule, licence, now = names.get(duty.kind, "R1"), claim.licence.id, question.purpose in duty.on
             yield Obligation(rule, duty.kind, duty.text, licence, duty.clause, path, duty.on, now)
 
 
@@ -311,18 +316,18 @@ def _ordered(duties: Iterable[Obligation]) -> tuple[Obligation, ...]:
     return tuple(sorted(duties, key=lambda duty: not duty.now))
 
 
-def _merged(claims: list[Claim], rules: tuple[Rule, ...], purpose: str, subject: str) -> Iterator[Finding]:
+def _merged(claims: list[Claim], question: _Question) -> Iterator[Finding]:
     """R3: pairs of licences whose things were merged into one work; what a collection only contains is kept apart."""
     merged: dict[tuple[str, str], Claim] = {}
     for claim in claims:
         if any(link.relation in ("merged_from", "adapted_from") for link in claim.path):
             merged.setdefault((claim.licence.id, claim.thing.id), claim)  # one path is enough to tell a conflict
-    for rule in rules:
+    for rule in question.rules:
         for case in (case for case in rule.cases if case.with_ is not None):
             for first in merged.values():
                 for second in merged.values():
-                    if _conflict(case, first, second, purpose):
-                        yield _finding(rule, case, first, subject, second)
+                    if _conflict(case, first, second, question.purpose):
+                        yield _finding(rule, case, first, question.subject, second)
 
 
 def _conflict(case: Case, first: Claim, second: Claim, purpose: str) -> bool:

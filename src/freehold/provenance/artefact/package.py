@@ -14,10 +14,11 @@ from pathlib import Path, PurePosixPath
 
 from freehold.errors import FormatError, FreeholdError, StoreError, UsageError
 from freehold.formats.wheels import Progress, download
+from freehold.provenance import texts
 from freehold.provenance.artefact import card, model, survey
 from freehold.provenance.artefact.facts import Artefact, File
 from freehold.provenance.artefact.tree import MAX_TEXT, Tree, Zip, digest_of, text_of
-from freehold.provenance.licences import normalize
+from freehold.provenance.licences import MAX_LABEL, normalize
 from freehold.provenance.lineage import Lineage, Thing
 
 PREFIX = "pypi:"
@@ -116,7 +117,10 @@ def _declared(artefact: Artefact, message: email.message.Message, where: str) ->
     """License-Expression, else License, else the classifiers."""
     for field in ("License-Expression", "License"):
         label = _field(message, field)
-        if label and len(label) <= 300 and (licence := survey.declare(artefact, label, f"{where}: {field}")):
+        if len(label) > MAX_LABEL:  # some put the whole text there
+            inside = next((item for item in texts.find(str(message.get(field))) if item.how != "similar"), None)
+            label = inside.licence if inside else ""
+        if label and (licence := survey.declare(artefact, label, f"{where}: {field}")):
             return licence
     classifiers = [str(value) for value in message.get_all("Classifier") or () if str(value).startswith("License ::")]
     labels = [value.rsplit(" :: ", 1)[-1] for value in classifiers]
