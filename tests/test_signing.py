@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 
 from freehold.errors import FormatError, FreeholdError
-from freehold.signing import IN_TOTO, Identity, PublicKey, canonical, open_envelope, pae, sign_envelope
+from freehold.signing import IN_TOTO, Identity, PublicKey, Vault, canonical, open_envelope, pae, sign_envelope
 
 SEED = bytes.fromhex("9d61b19deffd5a60ba844af492ec2cc44449c5697b326919703bac031cae7f60")  # RFC 8032, 7.1, test 1
 
@@ -132,3 +132,16 @@ def test_a_changed_payload_does_not_open() -> None:
 def test_what_is_no_envelope_is_an_error(envelope: dict[str, object]) -> None:
     with pytest.raises(FormatError, match="expected a DSSE envelope"):
         open_envelope(envelope, Identity.new().public)
+
+
+def test_a_vault_opens_what_it_sealed_and_nothing_else() -> None:
+    vault = Vault(b"k" * 32)
+    sealed = vault.seal(b"a prompt")
+    assert b"prompt" not in sealed
+    assert vault.open(sealed) == b"a prompt"
+    assert vault.seal(b"a prompt") != sealed
+    for wrong in (sealed[:-1], b"", sealed[:-1] + bytes([sealed[-1] ^ 1])):
+        with pytest.raises(FormatError, match="sealed under our secret"):
+            vault.open(wrong)
+    with pytest.raises(FormatError, match="sealed under our secret"):
+        Vault(b"x" * 32).open(sealed)

@@ -17,7 +17,7 @@ import logging
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,6 +58,11 @@ class Transaction:
     def run(self, sql: str, **values: Any) -> int:
         """Runs a statement and says how many rows it touched."""
         return int(self._connection.execute(_statement(sql), values).rowcount)
+
+    def many(self, sql: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Runs a statement once for each row of named values; does nothing without rows."""
+        if rows:
+            self._connection.execute(_statement(sql), list(rows))
 
 
 Work = Callable[[Transaction], T]
@@ -350,5 +355,31 @@ def _m002_responses(transaction: Transaction) -> None:
         transaction.run(statement)
 
 
-MIGRATIONS: Sequence[Callable[[Transaction], None]] = (_m001_money, _m002_responses)
+def _m003_ledger(transaction: Transaction) -> None:
+    """The ledger: records in a Merkle log, their texts apart (those can be deleted), and what finds quoted text again.
+
+    Hashes are `bytea`, which SQLite takes as blobs. A node's address is level * 2^48 + index; leaves are in the records.
+    """
+    for statement in (
+        "create table ledger_log (id text primary key, secret bytea not null, created_at bigint not null)",
+        """create table ledger_records (
+            position bigint primary key, id text not null unique, kind text not null, at bigint not null,
+            leaf bytea not null, salt bytea, body text)""",
+        "create table ledger_nodes (address bigint primary key, hash bytea not null)",
+        """create table ledger_heads (
+            size bigint not null, key_id text not null, at bigint not null, envelope text not null, key text not null,
+            primary key (size, key_id))""",
+        "create table ledger_contents (record text primary key, salt bytea not null, prompt text, answer text)",
+        """create table ledger_outputs (
+            tag bytea not null, record text not null, answer integer not null, state text not null,
+            primary key (tag, record, answer))""",
+        "create table ledger_runs (run bigint not null, record text not null, primary key (run, record))",
+        "create table ledger_bands (band bigint not null, passage bigint not null, primary key (band, passage))",
+        "create table ledger_passages (id bigint primary key, record text not null, signature bytea not null)",
+        "create table ledger_weights (files text primary key, digest text not null, licence text)",
+    ):
+        transaction.run(statement)
+
+
+MIGRATIONS: Sequence[Callable[[Transaction], None]] = (_m001_money, _m002_responses, _m003_ledger)
 """In order; never changed once released: a new one is added at the end."""

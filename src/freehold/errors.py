@@ -13,6 +13,7 @@
     │   ├── ContextLengthError       prompt (plus requested output) is longer than the model's context
     │   ├── OverloadedError          queue or KV cache is full
     │   └── EngineDownError          the engine process died or has not started
+    ├── LedgerError                  the ledger, a head or a pack does not hold what it should
     ├── DatabaseError                the database can't be reached, is of a newer version, or refused
     └── UpstreamError                a provider refused, failed or fell silent
 
@@ -96,6 +97,10 @@ class OverloadedError(EngineError):
 
 class EngineDownError(EngineError):
     """The engine process is not running."""
+
+
+class LedgerError(FreeholdError):
+    """The ledger, a signed head or a pack does not hold what it should."""
 
 
 class DatabaseError(FreeholdError):

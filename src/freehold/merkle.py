@@ -164,6 +164,15 @@ class Tree:
         new = self._known(self.size if new is None else new)
         return [span_hash(span, self._nodes) for span in consistency_spans(old, new)]
 
+    def node(self, level: int, index: int) -> bytes | None:
+        """The hash of a full subtree, None where there is none."""
+        return self._nodes.get((level, index))
+
+    @property
+    def inner(self) -> int:
+        """How many full subtrees of two leaves or more there are."""
+        return len(self._nodes) - self.size
+
     def _known(self, size: int) -> int:
         if not 0 <= size <= self.size:
             raise ValueError(f"expected a size from 0 to {self.size}, found {size}")

@@ -176,6 +176,23 @@ class ResponsesSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ProvenanceSettings:
+    """What the ledger records, and who is told of its heads."""
+
+    ledger: bool = _setting(True, "Write every exchange, pull and compression into the ledger.")
+    keep_content: bool = _setting(
+        False, "Keep the texts of prompts and answers beside their records; without, only salted hashes of them."
+    )
+    head_seconds: float = _setting(
+        3600.0, "How often a head of the ledger is signed when something was added; 0 = only when asked.", minimum=0
+    )
+    publish_heads: str = _setting("", "File to which every signed head is appended, for others to keep; empty = none.")
+    journal_dir: str = _setting(
+        "", "Where answers are safe until the database has them; empty = freehold in the user's state directory."
+    )
+
+
+@dataclass(frozen=True, slots=True)
 class RouterSettings:
     """Who answers when several could. A `[[route]]` may say otherwise for the models it names."""
 
@@ -294,6 +311,7 @@ class Settings:
     budget: BudgetSettings = BudgetSettings()
     responses: ResponsesSettings = ResponsesSettings()
     router: RouterSettings = RouterSettings()
+    provenance: ProvenanceSettings = ProvenanceSettings()
     upstreams: tuple[UpstreamSettings, ...] = ()
     routes: tuple[RouteSettings, ...] = ()
     file: Path | None = field(default=None, compare=False)
@@ -311,6 +329,7 @@ SECTIONS: Mapping[str, type[Any]] = {
     "budget": BudgetSettings,
     "responses": ResponsesSettings,
     "router": RouterSettings,
+    "provenance": ProvenanceSettings,
 }
 
 

@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import rfc8785
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, InvalidTag
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from freehold.errors import FormatError, FreeholdError
 
@@ -160,6 +161,29 @@ class Identity:
         return self._key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
+
+
+class Vault:
+    """Encrypts what must lie on a disk for a moment (AES-256-GCM), under a secret of 32 bytes kept elsewhere."""
+
+    def __init__(self, secret: bytes) -> None:
+        self._cipher = AESGCM(secret)
+
+    def seal(self, data: bytes) -> bytes:
+        """Encrypted, with its nonce in front."""
+        nonce = os.urandom(12)
+        return nonce + self._cipher.encrypt(nonce, data, None)
+
+    def open(self, sealed: bytes) -> bytes:
+        """The data.
+
+        Raises:
+            FormatError: changed, cut, or sealed under another secret.
+        """
+        try:
+            return self._cipher.decrypt(sealed[:12], sealed[12:], None)
+        except (InvalidTag, ValueError):
+            raise FormatError("expected data sealed under our secret, found something else") from None
 
 
 def pae(payload_type: str, payload: bytes) -> bytes:

@@ -5,14 +5,12 @@ Everything read from the source is untrusted text: it is quoted, cut to length, 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from freehold.compress.options import Progress
 from freehold.compress.plan import Plan
 from freehold.compress.quantization_config import quantization_config
 from freehold.compress.report import Report, by_kind
@@ -38,7 +36,6 @@ _COPIED = (
 _LEGAL = re.compile(r"^(licen[cs]e|notice|copying)(\.[a-z]{2,4})?$", re.IGNORECASE)
 _FRONT_MATTER = re.compile(r"\A---\r?\n(.*?)\r?\n---\r?$", re.DOTALL | re.MULTILINE)
 _CACHED = re.compile(r"^models--([\w.-]+?)--([\w.-]+)$")  # directories of Hugging Face's cache
-_DIGESTED = (".safetensors", ".json", ".gguf", ".jinja", ".model", ".txt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,16 +64,6 @@ def lineage(source: Path) -> Lineage:
     front = _FRONT_MATTER.search(card.read_text(encoding="utf-8", errors="replace"))
     text = front[1] if front else ""
     return Lineage(name, _field(text, "license"), _field(text, "base_model"))
-
-
-def digest(source: Path, progress: Progress) -> str:
-    """SHA-256 over the source: the file's own, or that of "name sha256" lines of a directory's files, by name."""
-    if source.is_file():
-        return _digest_file(source, _Meter(progress, source.stat().st_size))
-    files = sorted(path for path in source.iterdir() if path.is_file() and path.suffix in _DIGESTED)
-    meter = _Meter(progress, sum(path.stat().st_size for path in files))
-    lines = "".join(f"{path.name} {_digest_file(path, meter)}\n" for path in files)
-    return hashlib.sha256(lines.encode()).hexdigest()
 
 
 def write_companions(source: Path, config: dict[str, Any], plan: Plan, out: Destination) -> tuple[str, ...]:
@@ -150,27 +137,6 @@ def model_card(report: Report) -> str:
         "",
     ]
     return "\n".join(lines)
-
-
-class _Meter:
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._total, self._done = progress, total, 0
-
-    def add(self, count: int) -> None:
-        self._done += count
-        self._progress(self._done, self._total, "reading source")
-
-
-def _digest_file(path: Path, meter: _Meter) -> str:
-    sha = hashlib.sha256()
-    try:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 22):
-                sha.update(chunk)
-                meter.add(len(chunk))
-    except OSError as error:
-        raise FormatError(f"can't read {path}: {error.strerror}") from error
-    return sha.hexdigest()
 
 
 def _copy(source: Path, out: Destination) -> None:

@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold import __version__
-from freehold.compress.companions import Lineage, digest, lineage, model_card, write_companions
+from freehold.compress.companions import Lineage, lineage, model_card, write_companions
 from freehold.compress.layout import Layout, lay_out
 from freehold.compress.options import CompressOptions, Progress
 from freehold.compress.pack import pack_columns, pack_rows, signed
@@ -30,6 +30,7 @@ from freehold.compress.report import Report, TensorReport
 from freehold.compress.write import REPORT, Destination, TensorWriter
 from freehold.errors import FormatError, UsageError
 from freehold.formats import Checkpoint, QuantizedTensor, Tensor, open_checkpoint
+from freehold.formats.digest import digest
 from freehold.formats.tensors import to_float32
 from freehold.process_memory import peak_resident_bytes
 
@@ -65,7 +66,7 @@ def compress(
     with open_checkpoint(source) as checkpoint, Destination(out, overwrite=options.overwrite) as destination:
         plan = make_plan(checkpoint, options)
         layout = lay_out(plan.tensors)
-        sha256 = digest(source, progress)
+        sha256 = digest(source, lambda done, total: progress(done, total, "reading source"))
         destination.begin(_fingerprint(sha256, options, layout), layout)
         resumed = len(destination.done)
         _quantize_all(checkpoint, plan, destination, _threads(options), progress)

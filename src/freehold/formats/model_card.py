@@ -72,7 +72,7 @@ def card_of(name: str, path: Path, licence: str | None = None) -> ModelCard:
         context=_integer(config.get("max_position_embeddings")),
         vocabulary=_integer(config.get("vocab_size")),
         size=_size(path),
-        licence=licence or _licence(path),
+        licence=licence or declared_licence(path),
     )
 
 
@@ -100,7 +100,7 @@ def _size(path: Path) -> int:
     return tree_size(path) + links
 
 
-def _licence(path: Path) -> str | None:
+def declared_licence(path: Path) -> str | None:
     """`general.license` of a GGUF file, or `license:` at the head of a README.md."""
     if path.is_file():
         from freehold.formats.gguf import GGUFFile
