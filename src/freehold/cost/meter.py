@@ -32,6 +32,7 @@ class Part:
         tokens: its own count.
         seconds: it took; for the local engine its share of the machine, see `MachineClock`.
         failure: one word, when it failed.
+        upstream_id: the provider's own name for its answer.
     """
 
     backend: str
@@ -45,6 +46,7 @@ class Part:
     seconds: float = 0.0
     finished: bool = False
     failure: str | None = None
+    upstream_id: str | None = None
 
     def counted(self) -> tuple[Tokens, bool]:
         """Its tokens, and whether they are an estimate. Who refused before a word came charges nothing."""

@@ -31,9 +31,9 @@ class Accounts:
     def __init__(self, budget: Budget, router: Router, relay: Relay) -> None:
         self.budget = budget
         self._router = router
-        self._taps = Taps(None if router.core is None else router.core.name)
+        self.taps = Taps(None if router.core is None else router.core.name)
         router.prices = budget.usd
-        relay.context.stream = self._taps.stream
+        relay.context.stream = self.taps.stream
 
     async def begin(self, request: Request) -> tuple[Request, Hold]:
         """Reserves for a request; gives it back with the backends that can be paid.
@@ -50,12 +50,12 @@ class Accounts:
             line = self._router.plan(request)
             offers = self._offers(line, prompt, output)
             hold = await self.budget.reserve(request.key_id, request.model, offers, prompt + output)
-        self._taps.begin(request.id)
+        self.taps.begin(request.id)
         return request if hold.backends is None else replace(request, backends=frozenset(hold.backends)), hold
 
     def end(self, hold: Hold, request_id: str) -> None:
         """Settles what its backends did."""
-        self.budget.settle(hold, request_id, self._taps.end(request_id))
+        self.budget.settle(hold, request_id, self.taps.end(request_id))
 
     async def begin_embedding(self, request: EmbeddingRequest) -> Hold:
         """As `begin`; only the backend whose model was asked for can answer."""
@@ -68,14 +68,15 @@ class Accounts:
 
     def end_embedding(
         self, hold: Hold, request: EmbeddingRequest, backend: str, found: Embeddings, seconds: float
-    ) -> None:
-        """Settles vectors that were made."""
+    ) -> Part:
+        """Settles vectors that were made, and says what their backend did."""
         local = self._router.core is not None and backend == self._router.core.name
         part = Part(
             backend, found.model, datetime.now(UTC), local=local, heard=True,
             tokens=Tokens(prompt=found.prompt_tokens), seconds=seconds, finished=True,
         )  # fmt: skip
         self.budget.settle(hold, request.id, [part])
+        return part
 
     def _offers(self, line: Sequence[Candidate], prompt: int, output: int) -> list[Offer]:
         return [self.budget.offer(c.backend.name, c.request.model, prompt, output) for c in line]

@@ -174,12 +174,12 @@ class _Face:
             body = await read_body(http, self._max_body)
             request, encoding = openai_embeddings.decode(body, http.state.request_id)
             asked = replace(request, key_id=key_of(http))
-            backend, found = await unless_gone(http, self._gateway.embed(asked))
+            record, found = await unless_gone(http, self._gateway.embed(asked))
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
         except Exception as error:
             return failure(error, http, "input")
-        headers = {"x-freehold-backend": backend}
+        headers = _headers(record)
         return Response(openai_embeddings.encode(found, encoding), media_type="application/json", headers=headers)
 
     async def models(self, http: Request) -> Response:
@@ -231,7 +231,11 @@ def _ring(gateway: Gateway) -> KeyRing | None:
 
 def _headers(record: Record) -> dict[str, str]:
     """Who answered, why, and what of the request did not reach them."""
-    headers = {"x-freehold-backend": record.backend, "x-freehold-reason": record.reason}
+    headers = {"x-freehold-backend": record.backend}
+    if record.reason:
+        headers["x-freehold-reason"] = record.reason
+    if record.provenance:
+        headers["x-freehold-provenance"] = record.provenance
     if record.dropped:
         headers["x-freehold-dropped"] = ",".join(record.dropped)
     headers |= record.rates

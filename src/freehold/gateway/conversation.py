@@ -189,12 +189,19 @@ class TokenLogprob:
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """A backend took the request. `model` is the one that really answers; `prompt_tokens`, when known, else 0."""
+    """A backend took the request.
+
+    Args:
+        model: the one that really answers.
+        prompt_tokens: when known, else 0.
+        upstream_id: the provider's own name for its answer.
+    """
 
     model: str
     fingerprint: str | None = None
     index: int = 0
     prompt_tokens: int = 0
+    upstream_id: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from freehold.gateway.accounts import Accounts
     from freehold.gateway.budget import Budget, Hold
     from freehold.gateway.tracing import Tracing
+    from freehold.gateway.recording import Recorder, Recording
+    from freehold.provenance.ledger import Ledger
 
 
 log = logging.getLogger("freehold.gateway")
@@ -77,6 +79,7 @@ class Record:
     continued: list[str] = field(default_factory=list)  # backends that took over after a break, in order
     key_id: str = ""
     rates: Mapping[str, str] = field(default_factory=dict)  # headers that tell what is left of the key's rates
+    provenance: str = ""  # id of its record in the ledger
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +103,8 @@ class Gateway:
         alerts: who is told of quarantines.
         store: keeps quarantines across restarts; None = they end with the process.
         budget: keys, limits and accounts; None = nobody is limited, nothing is written down.
+        ledger: of the same database, takes every exchange; None = nothing is recorded.
+        weights: what stands for the core's weights there (`provenance.weights.files_of`).
     """
 
     def __init__(
@@ -114,6 +119,8 @@ class Gateway:
         alerts: AlertSettings | None = None,
         store: QuarantineStore | None = None,
         budget: Budget | None = None,
+        ledger: Ledger | None = None,
+        weights: str = "",
     ) -> None:
         self.core = core
         load = None if core is None else lambda: core.engine.stats
@@ -129,6 +136,7 @@ class Gateway:
         self.created = int(time.time())
         self.accounts = None if budget is None else _accounts(budget, self.router, self.relay)
         self._tracing: Tracing | None = None
+        self.recorder = _recorder(ledger, self.accounts, upstreams, weights)
 
     @classmethod
     def build(cls, settings: Settings, *, progress: Any = None, accounts: bool = False) -> Gateway:
@@ -142,8 +150,10 @@ class Gateway:
             FreeholdError: no such model, a broken tokenizer, a missing key.
         """
         standbys = [upstream_backend(upstream, settings.guards) for upstream in settings.upstreams]
+        core, budget = load_core(settings.engine, progress=progress), _budget(settings) if accounts else None
+        recorded = budget is not None and settings.provenance.ledger
         return cls(
-            load_core(settings.engine, progress=progress),
+            core,
             standbys,
             settings.guards,
             policy=Policy.of(settings),
@@ -151,7 +161,9 @@ class Gateway:
             breaker=settings.breaker,
             alerts=settings.alerts,
             store=QuarantineStore(state_directory(settings.breaker.state_dir)),
-            budget=_budget(settings) if accounts else None,
+            budget=budget,
+            ledger=_ledger(settings, budget) if budget is not None and recorded else None,
+            weights=_weights(settings.engine) if recorded else "",
         )
 
     async def start(self) -> None:
@@ -162,6 +174,8 @@ class Gateway:
         """
         if self.accounts is not None:
             await self.accounts.budget.start()
+        if self.recorder is not None:
+            await self.recorder.start()
         for backend in reversed(self.router.backends):
             try:
                 await backend.start()
@@ -175,6 +189,8 @@ class Gateway:
         await self.watch.close()
         for backend in self.router.backends:
             await backend.close()
+        if self.recorder is not None:
+            await self.recorder.close()
         if self.accounts is not None:
             await self.accounts.budget.close()
         if self._tracing is not None:
@@ -213,6 +229,8 @@ class Gateway:
         record, began = Record(request.id, request.model, key_id=request.key_id), asyncio.get_running_loop().time()
         hold = None
         try:
+            if self.recorder is not None:
+                await self.recorder.ready()
             if self.accounts is not None:
                 request, hold = await self.accounts.begin(request)
                 record.rates = hold.headers
@@ -228,12 +246,14 @@ class Gateway:
         record.dropped, record.draft = exchange.dropped, exchange.draft
         record.continued = exchange.continued
         self.router.answered(request, exchange.backend)
-        events = self._measured(exchange, record, began, hold)
+        recording = None if self.recorder is None else self.recorder.begin(request)
+        record.provenance = "" if recording is None else recording.id
+        events = self._measured(exchange, record, began, hold, recording)
         await anext(events)  # into its `try`: closing it settles even when nobody reads an event
         return Answer(record, events)
 
     async def _measured(
-        self, exchange: Exchange, record: Record, began: float, hold: Hold | None
+        self, exchange: Exchange, record: Record, began: float, hold: Hold | None, recording: Recording | None
     ) -> AsyncGenerator[Event, None]:
         """The events, counted and timed as they pass; the first is a sign that it has begun."""
         meter = _Meter(self.metrics, record, began, iter(exchange.arrivals))
@@ -242,9 +262,13 @@ class Gateway:
             async with aclosing(exchange.events):
                 async for event in exchange.events:
                     meter.note(event)
+                    if recording is not None:
+                        recording.note(event)
                     yield event
         finally:
             meter.settle()
+            if recording is not None:
+                recording.close()
             if record.ttft is not None and record.seconds is not None and record.finished and record.failure is None:
                 self.router.measures.note(record.backend, record.ttft, record.seconds, record.completion_tokens)
             if self.accounts is not None and hold is not None:
@@ -255,8 +279,8 @@ class Gateway:
         self._tracing = tracing
         self.relay.context.stream = tracing.traced(self.relay.context.stream)
 
-    async def embed(self, request: EmbeddingRequest) -> tuple[str, Embeddings]:
-        """Vectors, and the backend that made them.
+    async def embed(self, request: EmbeddingRequest) -> tuple[Record, Embeddings]:
+        """Vectors, and who made them.
 
         Raises:
             FreeholdError: no such model, it does not embed, its backend failed, or the key may not.
@@ -264,17 +288,24 @@ class Gateway:
         work = self._embed(request)
         return await (work if self._tracing is None else self._tracing.embedding(request, work))
 
-    async def _embed(self, request: EmbeddingRequest) -> tuple[str, Embeddings]:
+    async def _embed(self, request: EmbeddingRequest) -> tuple[Record, Embeddings]:
+        record = Record(request.id, request.model, key_id=request.key_id)
         if self.accounts is None:
-            return await embed(self.router, request)
+            record.backend, found = await embed(self.router, request)
+            return record, found
+        if self.recorder is not None:
+            await self.recorder.ready()
         hold, began = await self.accounts.begin_embedding(request), asyncio.get_running_loop().time()
         try:
-            backend, found = await embed(self.router, request)
+            record.backend, found = await embed(self.router, request)
         except BaseException:
             self.accounts.budget.settle(hold, request.id, ())
             raise
-        self.accounts.end_embedding(hold, request, backend, found, asyncio.get_running_loop().time() - began)
-        return backend, found
+        seconds = asyncio.get_running_loop().time() - began
+        part = self.accounts.end_embedding(hold, request, record.backend, found, seconds)
+        if self.recorder is not None:
+            record.provenance = self.recorder.embedding(request, part)
+        return record, found
 
 
 class _Meter:
@@ -350,6 +381,33 @@ def _accounts(budget: Budget, router: Router, relay: Relay) -> Accounts:
     from freehold.gateway.accounts import Accounts
 
     return Accounts(budget, router, relay)
+
+
+def _ledger(settings: Settings, budget: Budget) -> Ledger:
+    from freehold.provenance.ledger import Ledger
+
+    return Ledger(budget.database, settings.provenance)
+
+
+def _weights(settings: EngineSettings) -> str:
+    from freehold.formats import store
+    from freehold.formats.builtin import BUILTINS
+    from freehold.provenance.weights import files_of
+
+    builtin = BUILTINS.get(settings.model)
+    return files_of(store.resolve(settings.model), None if builtin is None else builtin.licence)
+
+
+def _recorder(
+    ledger: Ledger | None, accounts: Accounts | None, upstreams: Sequence[UpstreamSettings], weights: str
+) -> Recorder | None:
+    if ledger is None:
+        return None
+    if accounts is None:
+        raise TypeError("a ledger needs a budget: both hear of exchanges by the same taps")
+    from freehold.gateway.recording import Recorder
+
+    return Recorder(ledger, accounts.taps, upstreams, weights)
 
 
 def load_core(settings: EngineSettings, *, progress: Any = None) -> LocalBackend:

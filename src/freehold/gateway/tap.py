@@ -23,6 +23,7 @@ from freehold.gateway.conversation import (
     ImagePart,
     ReasoningDelta,
     Request,
+    Started,
     TextDelta,
     ToolCallDelta,
     Turn,
@@ -70,6 +71,10 @@ class Taps:
     def end(self, request_id: str) -> list[Part]:
         """What its backends did; nothing more is measured for it."""
         return self._parts.pop(request_id, [])
+
+    def parts(self, request_id: str) -> list[Part]:
+        """What its backends have done so far."""
+        return self._parts.get(request_id, [])
 
     def stream(self, backend: Backend, request: Request) -> AsyncGenerator[Event, None]:
         """The backend's events, measured if the exchange is."""
@@ -119,6 +124,8 @@ def _note(part: Part, event: Event) -> None:
             )
         case Finished():
             part.finished = True
+        case Started():
+            part.upstream_id = event.upstream_id
 
 
 def prompt_tokens(request: Request) -> int:

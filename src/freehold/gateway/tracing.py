@@ -96,21 +96,21 @@ class Tracing:
         return stream
 
     async def embedding(
-        self, request: EmbeddingRequest, work: Awaitable[tuple[str, Embeddings]]
-    ) -> tuple[str, Embeddings]:
+        self, request: EmbeddingRequest, work: Awaitable[tuple[Record, Embeddings]]
+    ) -> tuple[Record, Embeddings]:
         """The result of `work`, with a span."""
         span = self._span(names.EMBEDDINGS, request.model, "")
         try:
-            backend, found = await work
+            record, found = await work
             told: dict[str, Any] = {
                 names.RESPONSE_MODEL: found.model,
                 names.INPUT_TOKENS: found.prompt_tokens,
-                names.BACKEND: backend,
+                names.BACKEND: record.backend,
             }
             if found.vectors:
                 told[names.DIMENSIONS] = len(found.vectors[0])
-            span.set_attributes(told | {names.PROVIDER: self._providers.get(backend, names.OURS)})
-            return backend, found
+            span.set_attributes(told | {names.PROVIDER: self._providers.get(record.backend, names.OURS)})
+            return record, found
         except BaseException as error:
             failed(span, kind_of(error) if isinstance(error, Exception) else LEFT)
             raise

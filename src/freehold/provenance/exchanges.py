@@ -35,6 +35,12 @@ class Message:
     tool_call_id: str | None = None
     name: str | None = None
     images: tuple[str, ...] = ()
+    reasoning: str = ""
+
+    @property
+    def words(self) -> str:
+        """Everything it says."""
+        return f"{self.content}\n\n{self.reasoning}" if self.reasoning else self.content
 
     def chat(self) -> dict[str, Any]:
         """As a message of OpenAI's chat format."""
@@ -48,6 +54,8 @@ class Message:
             found["tool_call_id"] = self.tool_call_id
         if self.name is not None:
             found["name"] = self.name
+        if self.reasoning:
+            found["reasoning_content"] = self.reasoning
         return found
 
 

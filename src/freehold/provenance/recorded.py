@@ -99,7 +99,7 @@ class _Batch:
             self._known.outputs.setdefault(bytes(tag), []).append(Said(str(record), str(state)))
         row = self._transaction.one("select max(id) from ledger_passages")
         self._passage = int(row[0]) + 1 if row and row[0] is not None else 0
-        texts = [message.content for e in exchanges for message in e.begun.messages]
+        texts = [message.words for e in exchanges for message in e.begun.messages]
         if self._transaction.one("select 1 from ledger_runs limit 1") is not None:
             runs = (run for text in dict.fromkeys(texts) for run in self._prints.runs(text).tolist())
             for run, record in _rows(self._transaction, "select run, record from ledger_runs where run in", runs):
@@ -128,7 +128,7 @@ class _Batch:
                 self._known.outputs.setdefault(tag, []).append(said)
                 self._outputs.append({"tag": tag, "record": begun.id, "answer": number, "state": said.state})
             if judgement.state != "clean":
-                self._fingerprint(begun, answer.content)
+                self._fingerprint(begun, answer.words)
         texts = texts_of(begun, ended)
         self._content(begun.id, texts)
         return exchange_entry(begun, ended, item.sources, judgement, texts, kept=self._keep_content)
@@ -137,7 +137,7 @@ class _Batch:
         for run in subtract(text, begun.messages, self._prints).tolist():
             self._known.runs[run] = begun.id
             self._runs.append({"run": run, "record": begun.id})
-        own = {key for message in begun.messages for row in self._prints.passages(message.content).bands for key in row}
+        own = {key for message in begun.messages for row in self._prints.passages(message.words).bands for key in row}
         passages = self._prints.passages(text)
         for signature, keys in zip(passages.signatures, passages.bands, strict=True):
             if own.issuperset(keys):  # the client's own words, said back

@@ -119,7 +119,7 @@ def judge(
 
 def subtract(answer: str, prompt: Sequence[Message], prints: Prints) -> Runs:
     """The runs of an answer to keep: winnowed, without those that it took from its own prompt."""
-    given = {int(run) for message in prompt for run in prints.runs(message.content)}
+    given = {int(run) for message in prompt for run in prints.runs(message.words)}
     kept: Runs = winnow(prints.runs(answer))
     return kept if not given else kept[[int(run) not in given for run in kept]]
 
@@ -146,19 +146,19 @@ def _by_turn(link: Link, said: Sequence[Said]) -> Iterator[tuple[State, dict[str
 
 
 def _by_overlap(turn: int, message: Message, known: Known, prints: Prints) -> Iterator[tuple[State, dict[str, Any]]]:
-    if len(message.content) > LARGEST:
+    if len(message.words) > LARGEST:
         what = f"only the first {LARGEST} bytes of this turn were compared"
         yield "unknown", {"rule": "R10", "what": what, "turn": turn}
     if known.runs:
         hits: dict[str, int] = {}
-        for run in prints.runs(message.content).tolist():
+        for run in prints.runs(message.words).tolist():
             if (record := known.runs.get(run)) is not None:
                 hits[record] = hits.get(record, 0) + 1
         for record, count in hits.items():
             what = f"quotes {count} runs of words of an answer that is not clean"
             yield "tainted", {"rule": "R12", "what": what, "turn": turn, "record": record}
     if known.bands:
-        for record, likeness in _near(prints.passages(message.content), known).items():
+        for record, likeness in _near(prints.passages(message.words), known).items():
             what = f"holds a passage {likeness:.2f} like one of an answer that is not clean"
             yield "tainted", {"rule": "R12", "what": what, "turn": turn, "record": record}
 

@@ -52,6 +52,7 @@ class WireUsage(msgspec.Struct):
 class WireMessage(msgspec.Struct):
     """The empty message that a stream begins with."""
 
+    id: str | None = None
     model: str = ""
     usage: WireUsage | None = None
 
@@ -136,7 +137,8 @@ class MessageReader:
             raise self._wrong("a second message_start")
         self._started = True
         self._count(message.usage)
-        return [Started(plain_name(message.model) or self._model, prompt_tokens=self._usage().prompt_tokens)]
+        model, tokens = plain_name(message.model) or self._model, self._usage().prompt_tokens
+        return [Started(model, prompt_tokens=tokens, upstream_id=plain_name(message.id))]
 
     def _grow(self, event: WireEvent) -> list[Event]:
         match event.type:

@@ -150,6 +150,7 @@ class WireUsage(msgspec.Struct):
 class WireChunk(msgspec.Struct):
     """One chunk of either endpoint; `error` when the provider failed inside the stream."""
 
+    id: str | None = None
     model: str | None = None
     system_fingerprint: str | None = None
     choices: list[WireChoice] | None = None
@@ -183,7 +184,8 @@ class ChunkReader:
         events: list[Event] = []
         if not self._started:
             self._started = True
-            events.append(Started(plain_name(chunk.model) or self._model, plain_name(chunk.system_fingerprint)))
+            model, fingerprint = plain_name(chunk.model) or self._model, plain_name(chunk.system_fingerprint)
+            events.append(Started(model, fingerprint, upstream_id=plain_name(chunk.id)))
         if chunk.usage is not None:
             self._usage = chunk.usage.neutral()
         for choice in chunk.choices or ():
