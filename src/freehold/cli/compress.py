@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from freehold.cli.on_record import on_record
 from freehold.cli.options import as_json
 from freehold.cli.output import emit, emit_json, printable, progress, say, size, table
 from freehold.errors import UsageError
@@ -44,6 +45,7 @@ def command(
     """
     from freehold.compress import CompressOptions, compress
     from freehold.formats import store
+    from freehold.provenance.deeds import compressed
 
     if out is not None and name is not None:
         raise UsageError("--out and --name both say where to write", hint="give one of them")
@@ -60,8 +62,13 @@ def command(
             say(f"\ncut off: the same command takes it up again; the work so far is in {target}.partial")
             raise
     shown = called if out is None else str(out)
+    record = on_record(
+        lambda settings: compressed(
+            settings, report.source_name or report.source, report.source_sha256, target, shown, report.options
+        )
+    )
     if as_json:
-        emit_json({"model": shown, "path": target, "report": report})
+        emit_json({"model": shown, "path": target, "report": report, "record": record})
     else:
         _print(report, shown)
 

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from freehold.cli.options import as_json, load_settings
+from freehold.cli.options import as_json, load_settings, moment
 from freehold.cli.output import emit, emit_json, say, table
-from freehold.errors import UsageError
 
 if TYPE_CHECKING:
     from freehold.cost.usage import Line
 
 NANOS = 1_000_000_000
-_SPANS = {"h": "hours", "d": "days", "w": "weeks"}
 
 
 @click.command("cost")
@@ -39,7 +36,7 @@ def command(since: str, by: str, compare_with: str | None, config: Path | None, 
 
     settings = load_settings(config)
     compare = settings.cost.compare_with if compare_with is None else compare_with
-    start = _start(since, datetime.now(UTC))
+    start = 0 if since == "all" else moment("--since", since, datetime.now(UTC), also=" or all")
     with Database(settings.database.url) as database:
         rows = usage.read(database, start)
         lines, total = usage.summarize(rows, by, PriceBook.load(settings.cost.prices), compare)
@@ -55,19 +52,6 @@ def command(since: str, by: str, compare_with: str | None, config: Path | None, 
 
 
 _HEADER = ("", "REQUESTS", "PROMPT", "OUTPUT", "SPENT USD", "ELSEWHERE USD", "SAVED USD")
-
-
-def _start(since: str, now: datetime) -> int:
-    """Microseconds since 1970."""
-    if since == "all":
-        return 0
-    if span := re.fullmatch(r"(\d{1,5})([hdw])", since):
-        return max(0, round((now - timedelta(**{_SPANS[span[2]]: int(span[1])})).timestamp() * 1_000_000))
-    try:
-        found = datetime.fromisoformat(since)
-    except ValueError:
-        raise UsageError(f"--since: expected 12h, 7d, 4w, a date or all, found {since[:50]!r}") from None
-    return round((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1_000_000)
 
 
 def _usd(nanos: int | None) -> str:

@@ -38,6 +38,8 @@ VERBS = {
     "bom": "Write a bill of materials of a model, data set or package.",
     "key": "Make, limit and revoke keys for those who share this gateway.",
     "cost": "Report what was spent, and what it would have cost elsewhere.",
+    "ledger": "Show, verify and prove what was recorded.",
+    "export": "Write recorded chats as training data, without what terms forbid.",
     "doctor": "Check this machine and say what was chosen and why.",
     "config": "Show, write and check the settings.",
     "completion": "Print the completion script of a shell.",

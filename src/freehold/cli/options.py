@@ -8,13 +8,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
+import re
 import typing
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import click
 
+from freehold.errors import UsageError
 from freehold.settings import SECTIONS, Settings, env_name, load
 
 P = ParamSpec("P")
@@ -102,3 +105,21 @@ def _flag(item: dataclasses.Field[Any], kind: type[Any]) -> Callable[[Callable[.
 def load_settings(config: Path | None = None) -> Settings:
     """The settings without any flag."""
     return load(config_file(config))
+
+
+def moment(flag: str, text: str, now: datetime, *, also: str = "") -> int:
+    """A span before now or a date (UTC unless it says otherwise), in microseconds since 1970.
+
+    Args:
+        flag: named in the error; `also` is what else may be given there.
+    """
+    if span := re.fullmatch(r"(\d{1,5})([hdw])", text):
+        return max(0, round((now - timedelta(**{_SPANS[span[2]]: int(span[1])})).timestamp() * 1_000_000))
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError:
+        raise UsageError(f"{flag}: expected 12h, 7d, 4w, a date{also}, found {text[:50]!r}") from None
+    return round((found if found.tzinfo else found.replace(tzinfo=UTC)).timestamp() * 1_000_000)
+
+
+_SPANS = {"h": "hours", "d": "days", "w": "weeks"}

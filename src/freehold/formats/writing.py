@@ -8,21 +8,30 @@ import hashlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import BinaryIO
 
 CHUNK = 1 << 20
 
 
-def write_file(path: Path, data: bytes | str) -> None:
-    """Write `path` as `*.partial`, sync it, and rename it into place."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write: `*.partial` until the block ends well, then synced and renamed into place."""
     partial = path.with_name(path.name + ".partial")
     try:
         with partial.open("wb") as file:
-            file.write(data.encode("utf-8") if isinstance(data, str) else data)
+            yield file
+            file.flush()
             sync(file.fileno())
         partial.replace(path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
+
+
+def write_file(path: Path, data: bytes | str) -> None:
+    """Write `path` as `*.partial`, sync it, and rename it into place."""
+    with replacing(path) as file:
+        file.write(data.encode("utf-8") if isinstance(data, str) else data)
 
 
 def sync(descriptor: int) -> None:

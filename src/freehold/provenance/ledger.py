@@ -101,7 +101,7 @@ class Ledger:
         self._thread.start()
         return self
 
-    def close(self) -> None:
+    def close(self, *, sign: bool = True) -> None:
         """Writes what is left and signs a head over it; what no database takes stays in the journal for the next start."""
         thread, self._thread = self._thread, None
         if thread is None or self._journal is None:
@@ -111,7 +111,7 @@ class Ledger:
         thread.join()
         try:
             self.flush()
-            if self.settings.head_seconds:
+            if sign and self.settings.head_seconds:
                 self.head()
         except FreeholdError as error:
             log.error("the ledger is not complete before the next start: %s", error.message)
@@ -155,12 +155,20 @@ class Ledger:
 
     def head(self) -> Head:
         """A signed head over all records that are in the database now; kept there, and published if the settings say so."""
-        identity = Identity.at(self._directory / KEY_FILE)
-        signed = self.database.now(lambda t: sign_head(t, identity, self.id, self._micros()))
+        signed = self.database.now(lambda t: sign_head(t, self.identity, self.id, self._micros()))
         if signed.size != self._head_size and self.settings.publish_heads:
             publish(Path(self.settings.publish_heads).expanduser(), signed)
         self._head_size = signed.size
         return signed
+
+    @property
+    def identity(self) -> Identity:
+        """The key that signs; made on first use.
+
+        Raises:
+            FreeholdError: it can't be read or made.
+        """
+        return Identity.at(self._directory / KEY_FILE)
 
     def _guard(self, write: Callable[[Journal], None]) -> None:
         """A journal that can't be written must not stop answers: what is at risk is said, in the log and in the ledger."""
