@@ -7,7 +7,7 @@ Knows no HTTP, no database and no rule.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import msgspec
@@ -140,7 +140,7 @@ class Deed:
     at: int
     used: tuple[Mapping[str, Any], ...] = ()
     generated: tuple[Mapping[str, Any], ...] = ()
-    facts: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 _encoder = msgspec.msgpack.Encoder()

@@ -2,7 +2,8 @@
 
 Exact overlap: every run of `RUN` words has a 64-bit hash; of a recorded text every `WINDOW`-th or so is kept (winnowing:
 Schleimer, Wilkerson, Aiken 2003), chosen so that any `RUN + WINDOW - 1` = 15 words in common are found, whatever stands
-around them. Near-duplicates: passages (see `minhash.py`) with a similarity of about 0.7 or more. Texts of fewer than `RUN`
+around them. Near-duplicates: passages (see `minhash.py`) with a similarity of about 0.5
+or more, which changed words leave where no 15 stand together any more. Texts of fewer than `RUN`
 words say nothing about where they are from.
 
 Hashes are keyed with the ledger's secret: without it nobody can test whether a text was recorded. Knows no database.
@@ -22,7 +23,7 @@ from freehold.provenance.exchanges import Message
 
 RUN = 8
 WINDOW = 8
-NEAR = 0.7
+NEAR = 0.5
 """Similarity that a signature must estimate for two passages to count as near-duplicates."""
 LARGEST = 1 << 20
 """Bytes of a text that are looked at; whoever sends more gets the beginning checked and is told so in the record."""

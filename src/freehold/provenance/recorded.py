@@ -14,7 +14,7 @@ from typing import Any
 from freehold.database import Transaction
 from freehold.provenance.exchanges import Begun, Deed, Ended, Part
 from freehold.provenance.merkle_log import MOST_NAMES, Entry, append, names
-from freehold.provenance.overlap import Prints
+from freehold.provenance.overlap import NEAR, Prints, similarity
 from freehold.provenance.records import Texts, deed_entry, exchange_entry, texts_of
 from freehold.provenance.taint import Known, Link, Said, judge, links, subtract
 from freehold.provenance.terms import Source, Terms, TermsInForce
@@ -137,10 +137,10 @@ class _Batch:
         for run in subtract(text, begun.messages, self._prints).tolist():
             self._known.runs[run] = begun.id
             self._runs.append({"run": run, "record": begun.id})
-        own = {key for message in begun.messages for row in self._prints.passages(message.words).bands for key in row}
+        own = [s for message in begun.messages for s in self._prints.passages(message.words).signatures]
         passages = self._prints.passages(text)
         for signature, keys in zip(passages.signatures, passages.bands, strict=True):
-            if own.issuperset(keys):  # the client's own words, said back
+            if any(similarity(signature, other) >= NEAR for other in own):  # the client's own words, said back
                 continue
             self._known.passages[self._passage] = begun.id, signature
             self._passages.append({"id": self._passage, "record": begun.id, "signature": signature})
