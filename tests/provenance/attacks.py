@@ -39,7 +39,9 @@ def edit_listing(t: Transaction, r: random.Random, size: int) -> None:
 
 
 def edit_text(t: Transaction, r: random.Random, size: int) -> None:
-    row = t.rows("select record, answer from ledger_contents where answer is not null order by record")[r.randrange(size)]
+    row = t.rows("select record, answer from ledger_contents where answer is not null order by record")[
+        r.randrange(size)
+    ]
     text = row[1].replace("answer", "anzwer", 1)
     t.run("update ledger_contents set answer = :a where record = :r", a=text, r=row[0])
 
@@ -96,7 +98,10 @@ def careful(attack: Attack, identity: Identity) -> Attack:
             [{"p": p, "leaf": leaf_of(bytes(salt), body)} for p, salt, body in rows],
         )
         leaves = t.rows("select leaf, id from ledger_records order by position")
-        t.many("update ledger_records set position = :n where id = :id", [{"n": -n - 2, "id": i} for n, (_, i) in enumerate(leaves)])
+        t.many(
+            "update ledger_records set position = :n where id = :id",
+            [{"n": -n - 2, "id": i} for n, (_, i) in enumerate(leaves)],
+        )
         t.run("update ledger_records set position = -position - 2")
         tree = merkle.Tree(bytes(leaf) for leaf, _ in leaves)
         t.run("delete from ledger_nodes")

@@ -102,7 +102,9 @@ def test_texts_that_were_not_kept_or_were_forgotten_are_named(database: Database
 def test_what_was_changed_afterwards_is_not_exported(kept: Ledger, tmp_path: Path) -> None:
     text, judged = add(kept, exchange("one", "An honest answer."), exchange("two", who="openai"))
     kept.database.now(
-        lambda t: t.run("update ledger_contents set answer = replace(answer, 'honest', 'forged') where record = :r", r=text)
+        lambda t: t.run(
+            "update ledger_contents set answer = replace(answer, 'honest', 'forged') where record = :r", r=text
+        )
     )
     sql = "update ledger_records set body = replace(body, 'barred', 'clean') where id = :id"
     kept.database.now(lambda t: t.run(sql, id=judged))

@@ -30,8 +30,10 @@ from freehold.signing import canonical
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(1 - 2**53, 2**53 - 1) | st.text(st.characters(exclude_categories=["Cs"])),
-    lambda inner: st.lists(inner, max_size=4)
-    | st.dictionaries(st.text(st.characters(max_codepoint=127), max_size=8), inner, max_size=4),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(st.text(st.characters(max_codepoint=127), max_size=8), inner, max_size=4)
+    ),
     max_leaves=20,
 )
 
@@ -125,7 +127,7 @@ def test_what_the_database_refuses_waits_in_the_journal_for_the_next_start(tmp_p
         with pytest.raises(DatabaseError):
             kept.flush()
     with Database(f"sqlite:///{tmp_path / 'x.db'}") as again, ledger(again, tmp_path) as kept:
-        assert [record.id for record in reading.newest(again)][0] == begun.id
+        assert next(reading.newest(again)).id == begun.id
         assert counted(again, "ledger_records") == 2 and verify(again).good
 
 
@@ -241,7 +243,13 @@ def test_heads_are_signed_when_they_are_due(database: Database, tmp_path: Path) 
 
 @pytest.mark.parametrize(
     ("content", "problem"),
-    [("", "found nothing"), ("[1]", "published head"), ("{}", "published head"), ("{", "in JSON"), ('{"key": "x"}', "Ed25519")],
+    [
+        ("", "found nothing"),
+        ("[1]", "published head"),
+        ("{}", "published head"),
+        ("{", "in JSON"),
+        ('{"key": "x"}', "Ed25519"),
+    ],
 )
 def test_a_file_that_holds_no_head_is_refused(tmp_path: Path, content: str, problem: str) -> None:
     file = tmp_path / "head.json"

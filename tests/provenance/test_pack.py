@@ -68,7 +68,10 @@ def test_a_pack_is_an_archive_that_anybody_can_open(case: Case) -> None:
     assert "freehold ledger check" in found["README.txt"].decode()
     prov = json.loads(found["prov.json"])
     assert prov["activity"]["freehold:rec_train"]["prov:type"] == "train"
-    pair = {"prov:generatedEntity": f"freehold:{case.ids[-1]}/prompt", "prov:usedEntity": f"freehold:{case.ids[-2]}/answer"}
+    pair = {
+        "prov:generatedEntity": f"freehold:{case.ids[-1]}/prompt",
+        "prov:usedEntity": f"freehold:{case.ids[-2]}/answer",
+    }
     assert pair in prov["wasDerivedFrom"].values()
 
 

@@ -20,8 +20,6 @@ from freehold.signing import Identity
 SIZE = 60
 
 
-
-
 @pytest.fixture(scope="module")
 def honest(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Ledger, Path]]:
     directory = tmp_path_factory.mktemp("ledger")

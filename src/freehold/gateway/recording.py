@@ -90,13 +90,21 @@ class Recorder:
             if not self.ledger.is_open:
                 raise DatabaseError("the ledger is not open", hint="see the server's log")
 
-    def begin(self, request: Request) -> Recording:
-        """A backend has committed to answer, and the client has nothing yet."""
+    def begin(self, request: Request, backend: str, continued: Sequence[str]) -> Recording:
+        """A backend has committed to answer, and the client has nothing yet.
+
+        Args:
+            continued: backends that take over after a break; grows while the answer is sent.
+        """
         messages = tuple(map(_message, request.turns)) + tuple(map(_prompt, request.prompts))
         tools = msgspec.json.encode(request.tools).decode() if request.tools else ""
         kind = "chat" if request.turns else "completion"
-        begun = self._begun(request.id, kind, request.dialect, request.model, request.key_id, messages, tools)
-        return Recording(self, begun, request.choices)
+        begun = Begun(
+            new_id(self._now()), request.id, self._micros(), kind, request.dialect, request.model, request.key_id,
+            messages, tools, self._parts(request.id, [backend], began=True),
+        )  # fmt: skip
+        self.ledger.begin(begun)
+        return Recording(self, begun, request.choices, backend, continued)
 
     def embedding(self, request: EmbeddingRequest, part: Part) -> str:
         """Vectors were made; gives the id of their record."""
@@ -105,29 +113,30 @@ class Recorder:
             request.key_id, tuple(map(_prompt, request.inputs)), "", (),
         )  # fmt: skip
         self.ledger.begin(begun)
-        self.ledger.end(Ended(begun.id, self._micros(), "finished", (), (), (self._part(part),)))
+        self.ledger.end(Ended(begun.id, self._micros(), "finished", (), (), (self._part(part, True),)))
         return begun.id
 
-    def end(self, id: str, request_id: str, outcome: Outcome, answers: tuple[Message, ...], finish: list[str]) -> None:
-        """An answer is complete."""
-        self.ledger.end(Ended(id, self._micros(), outcome, answers, tuple(finish), self._parts(request_id)))
+    def end(
+        self, begun: Begun, outcome: Outcome, answers: tuple[Message, ...], finish: list[str], served: Sequence[str]
+    ) -> None:
+        """An answer is complete.
 
-    def _begun(
-        self, id: str, kind: str, dialect: str, model: str, key: str, messages: tuple[Message, ...], tools: str
-    ) -> Begun:
-        begun = Begun(
-            new_id(self._now()), id, self._micros(), kind, dialect, model, key, messages, tools, self._parts(id)
+        Args:
+            served: the backends whose words the client has.
+        """
+        parts = self._parts(begun.request_id, served)
+        self.ledger.end(Ended(begun.id, self._micros(), outcome, answers, tuple(finish), parts))
+
+    def _parts(self, request_id: str, served: Sequence[str], *, began: bool = False) -> tuple[Recorded, ...]:
+        return tuple(
+            self._part(part, part.backend in served and (began or part.finished or part.text_bytes > 0))
+            for part in self._taps.parts(request_id)
         )
-        self.ledger.begin(begun)
-        return begun
 
-    def _parts(self, request_id: str) -> tuple[Recorded, ...]:
-        return tuple(map(self._part, self._taps.parts(request_id)))
-
-    def _part(self, part: Part) -> Recorded:
+    def _part(self, part: Part, heard: bool) -> Recorded:
         return Recorded(
             part.backend, part.local, "" if part.local else self._providers.get(part.backend, ""), part.model,
-            microseconds(part.at), self._files if part.local else "", part.upstream_id, part.heard, part.finished,
+            microseconds(part.at), self._files if part.local else "", part.upstream_id, heard, part.finished,
             part.failure,
         )  # fmt: skip
 
@@ -138,10 +147,12 @@ class Recorder:
 class Recording:
     """One exchange on record: collects what the client gets."""
 
-    def __init__(self, recorder: Recorder, begun: Begun, choices: int) -> None:
+    def __init__(self, recorder: Recorder, begun: Begun, choices: int, backend: str, continued: Sequence[str]) -> None:
         self.id = begun.id
         self._recorder = recorder
-        self._request_id = begun.request_id
+        self._begun = begun
+        self._backend = backend
+        self._continued = continued
         self._choices = [_Choice() for _ in range(choices)]
         self._finish: dict[int, str] = {}
         self._open = True
@@ -171,7 +182,7 @@ class Recording:
             self._open = False
             answers = tuple(choice.message() for choice in self._choices)
             finish = [reason for _, reason in sorted(self._finish.items())]
-            self._recorder.end(self.id, self._request_id, outcome, answers, finish)
+            self._recorder.end(self._begun, outcome, answers, finish, [self._backend, *self._continued])
 
 
 class _Choice:

@@ -246,7 +246,9 @@ class Gateway:
         record.dropped, record.draft = exchange.dropped, exchange.draft
         record.continued = exchange.continued
         self.router.answered(request, exchange.backend)
-        recording = None if self.recorder is None else self.recorder.begin(request)
+        recording = (
+            None if self.recorder is None else self.recorder.begin(request, exchange.backend, exchange.continued)
+        )
         record.provenance = "" if recording is None else recording.id
         events = self._measured(exchange, record, began, hold, recording)
         await anext(events)  # into its `try`: closing it settles even when nobody reads an event

@@ -30,6 +30,7 @@ ALGORITHM = f"rensa-{RMinHash.ALGORITHM_VERSION}/words-1/{SHINGLE}/{PERMUTATIONS
 Hashes = NDArray[np.uint64]
 Positions = NDArray[np.int64]
 
+_ROWS = 2048  # signatures that pass through Python lists at a time: more makes the garbage collector work
 _WORD_BYTES = 32  # of longer words the beginning counts
 _MIX = tuple(np.uint64(n) for n in (0x9E3779B97F4A7C15, 0xC2B2AE3D27D4EB4F, 0x165667B19E3779F9, 0xD6E8FEB86659FD93))
 _MASKS = np.array([(1 << 8 * n) - 1 for n in range(9)], np.uint64)
@@ -123,18 +124,23 @@ def signatures(flat: Hashes, offsets: Positions) -> NDArray[np.uint32]:
     Returns:
         uint32 [texts, PERMUTATIONS]; a text without shingles has all ones.
     """
-    if len(offsets) < 2:
-        return np.zeros((0, PERMUTATIONS), np.uint32)
-    rows = np.ascontiguousarray(offsets, np.uint64)
-    matrix = RMinHash.digest_matrix_from_flat_token_hashes(np.ascontiguousarray(flat), rows, PERMUTATIONS, SEED)
-    numbers = itertools.chain.from_iterable(matrix.to_rows())  # a quarter of the time np.array takes for lists
-    return np.fromiter(numbers, np.uint32, (len(rows) - 1) * PERMUTATIONS).reshape(-1, PERMUTATIONS)
+    signed = np.empty((len(offsets) - 1, PERMUTATIONS), np.uint32)
+    for at in range(0, len(signed), _ROWS):
+        rows = np.ascontiguousarray(offsets[at : at + _ROWS + 1], np.uint64)
+        part = np.ascontiguousarray(flat[rows[0] : rows[-1]])
+        matrix = RMinHash.digest_matrix_from_flat_token_hashes(part, rows - rows[0], PERMUTATIONS, SEED)
+        numbers = itertools.chain.from_iterable(matrix.to_rows())  # a quarter of the time np.array takes for lists
+        signed[at : at + _ROWS] = np.fromiter(numbers, np.uint32, (len(rows) - 1) * PERMUTATIONS).reshape(
+            -1, PERMUTATIONS
+        )
+    return signed
 
 
 def signature(text: bytes | str) -> NDArray[np.uint32]:
     """The signature of one text as a whole: uint32 [PERMUTATIONS]."""
     found = shingles(text)
-    return signatures(found, np.array([0, len(found)], np.int64))[0]
+    signed: NDArray[np.uint32] = signatures(found, np.array([0, len(found)], np.int64))[0]
+    return signed
 
 
 def bands(signed: NDArray[np.uint32]) -> NDArray[np.uint32]:

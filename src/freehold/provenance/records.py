@@ -73,7 +73,7 @@ def exchange_entry(
         sources: every part, with the terms it was under.
         kept: whether the texts are kept beside it.
     """
-    served = [_served(part, source, terms) for part, source, terms in sources if part.heard or part.finished]
+    served = [_served(part, source, terms) for part, source, terms in sources if part.heard]
     body = {
         "kind": "exchange",
         "id": begun.id,
