@@ -22,11 +22,12 @@ from freehold.database import Database
 from freehold.errors import DatabaseError
 from freehold.gateway.budget import Budget
 from freehold.gateway.conversation import Finished, Request, Started, TextDelta
+from freehold.gateway.policy import Policy
 from freehold.gateway.service import Gateway
 from freehold.provenance import reading
 from freehold.provenance.ledger import Ledger
 from freehold.provenance.verify import verify
-from freehold.settings import GuardSettings, ProvenanceSettings, UpstreamSettings
+from freehold.settings import GuardSettings, ProvenanceSettings, RouterSettings, RouteSettings, UpstreamSettings
 
 GOOD = response(recorded("openai_chat_stream.txt"))
 HEADER = "x-freehold-provenance"
@@ -39,9 +40,11 @@ def served(tmp_path: Path, core: Any, url: str = "http://127.0.0.1:9/v1", **sett
     kept = ProvenanceSettings(keep_content=True, head_seconds=0.0, **settings)
     ledger = Ledger(database, kept, directory=tmp_path, terms=terms)
     budget = Budget(database, upstreams=[found])
+    to = ("openai",) if core is None else ("openai", "local")
+    policy = Policy(RouterSettings(), (RouteSettings("story", to),))
     gateway = Gateway(
-        core, [fakes.upstream(url)], GuardSettings(), upstreams=[found], budget=budget, ledger=ledger
-    )  # fmt: skip
+        core, [fakes.upstream(url)], GuardSettings(), upstreams=[found], budget=budget, ledger=ledger, policy=policy
+    )
     with fakes.live(gateway, api_key="") as live:
         yield live
 
@@ -157,7 +160,7 @@ def test_an_answer_that_moved_on_names_every_attempt(tmp_path: Path, directory: 
 def test_an_answer_that_broke_and_went_on_elsewhere_names_both(tmp_path: Path, directory: Path) -> None:
     cut = response(recorded("openai_chat_stream.txt").split(b'"finish_reason": "stop"')[0].rsplit(b"data:", 1)[0])
     with provider([cut]) as upstream, served(tmp_path, fakes.core(directory), upstream.url) as live:
-        body = {"model": "openai.gpt-4o-mini", "stream": True} | ASKED["/v1/chat/completions"]
+        body = {"model": "story", "stream": True} | ASKED["/v1/chat/completions"]
         answer = post(live, "/v1/chat/completions", body)
         record = on_record(live, answer.headers[HEADER])
         assert record["outcome"] == "finished"

@@ -13,38 +13,24 @@ from tests.provenance.made import exchange
 
 from freehold.provenance.exchanges import Begun, Ended
 
-WORDS = [
-    "river",
-    "stone",
-    "winter",
-    "lamp",
-    "harbour",
-    "paper",
-    "garden",
-    "copper",
-    "window",
-    "market",
-    "bread",
-    "signal",
-    "valley",
-    "ladder",
-    "engine",
-    "cloud",
-    "needle",
-    "orchard",
-    "silver",
-    "bridge",
-    "candle",
-    "forest",
-    "thread",
-    "island",
-    "kettle",
-    "mirror",
-    "saddle",
-    "timber",
-    "anchor",
-    "basket",
-]
+WORDS = (
+    *(
+        "river",
+        "stone",
+        "winter",
+        "lamp",
+        "harbour",
+        "paper",
+        "garden",
+        "copper",
+        "window",
+        "market",
+        "bread",
+        "signal",
+    ),
+    *("valley", "ladder", "engine", "cloud", "needle", "orchard", "silver", "bridge", "candle", "forest", "thread"),
+    *("island", "kettle", "mirror", "saddle", "timber", "anchor", "basket"),
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -94,6 +94,7 @@ class Begun:
         kind: "chat", "completion" or "embedding".
         tools: the tools offered, as a JSON text; empty without.
         parts: so far.
+        keep: whether its texts are to be kept; set by the ledger, and heeded by whoever writes the record.
     """
 
     id: str
@@ -106,6 +107,7 @@ class Begun:
     messages: tuple[Message, ...]
     tools: str
     parts: tuple[Part, ...]
+    keep: bool = False
 
 
 @dataclass(frozen=True, slots=True)

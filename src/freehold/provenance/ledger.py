@@ -17,6 +17,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from freehold.database import Database, Transaction, state_directory
@@ -124,6 +125,7 @@ class Ledger:
 
     def begin(self, begun: Begun) -> None:
         """An exchange is about to be answered: from here on it is on record, whatever comes."""
+        begun = replace(begun, keep=self.settings.keep_content)
         self._begun[begun.id] = begun
         self._guard(lambda journal: journal.begin(begun))
 
@@ -215,8 +217,7 @@ class Ledger:
         self._journal.release([item[0].id for item in batch if isinstance(item, tuple)])
 
     def _store(self, items: Sequence[Item]) -> None:
-        keep = self.settings.keep_content
-        self.database.now(lambda t: write(t, items, self._prints, keep_content=keep))
+        self.database.now(lambda t: write(t, items, self._prints))
 
     def _item(self, item: Item | tuple[Begun, Ended]) -> Item:
         if not isinstance(item, tuple):

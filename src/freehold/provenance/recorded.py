@@ -41,11 +41,11 @@ def with_sources(begun: Begun, ended: Ended, source_of: Callable[[Part], Source]
     return Exchange(begun, ended, tuple(found))
 
 
-def write(transaction: Transaction, items: Sequence[Item], prints: Prints, *, keep_content: bool) -> list[Entry]:
+def write(transaction: Transaction, items: Sequence[Item], prints: Prints) -> list[Entry]:
     """Appends what is not in the ledger yet and gives the new entries."""
     there = _present(transaction, [_id(item) for item in items])
     fresh = list({_id(item): item for item in items if _id(item) not in there}.values())
-    batch = _Batch(transaction, prints, keep_content)
+    batch = _Batch(transaction, prints)
     batch.load([item for item in fresh if isinstance(item, Exchange)])
     entries = [batch.exchange(item) if isinstance(item, Exchange) else deed_entry(item) for item in fresh]
     if entries:
@@ -75,10 +75,9 @@ def _rows(transaction: Transaction, sql: str, values: Iterable[object]) -> Itera
 class _Batch:
     """The batch under way: what is known, and the rows that are to be written."""
 
-    def __init__(self, transaction: Transaction, prints: Prints, keep_content: bool) -> None:
+    def __init__(self, transaction: Transaction, prints: Prints) -> None:
         self._transaction = transaction
         self._prints = prints
-        self._keep_content = keep_content
         self._known = Known()
         self._links: dict[str, tuple[list[Link], bytes]] = {}
         self._outputs: list[dict[str, object]] = []
@@ -130,8 +129,8 @@ class _Batch:
             if judgement.state != "clean":
                 self._fingerprint(begun, answer.words)
         texts = texts_of(begun, ended)
-        self._content(begun.id, texts)
-        return exchange_entry(begun, ended, item.sources, judgement, texts, kept=self._keep_content)
+        self._content(begun, texts)
+        return exchange_entry(begun, ended, item.sources, judgement, texts, kept=begun.keep)
 
     def _fingerprint(self, begun: Begun, text: str) -> None:
         for run in subtract(text, begun.messages, self._prints).tolist():
@@ -149,9 +148,9 @@ class _Batch:
                 self._bands.append({"band": key, "passage": self._passage})
             self._passage += 1
 
-    def _content(self, id: str, texts: Texts) -> None:
-        prompt, answer = (texts.prompt, texts.answer) if self._keep_content else (None, None)
-        self._contents.append({"record": id, "salt": texts.salt, "prompt": prompt, "answer": answer})
+    def _content(self, begun: Begun, texts: Texts) -> None:
+        prompt, answer = (texts.prompt, texts.answer) if begun.keep else (None, None)
+        self._contents.append({"record": begun.id, "salt": texts.salt, "prompt": prompt, "answer": answer})
 
     def flush(self) -> None:
         """Writes the rows."""
