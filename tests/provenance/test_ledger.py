@@ -21,7 +21,10 @@ from freehold.database import Database
 from freehold.errors import DatabaseError, LedgerError, UsageError
 from freehold.provenance import deeds, heads, merkle_log, reading
 from freehold.provenance import ledger as module
+from freehold.provenance.checking import check_pack
 from freehold.provenance.exchanges import Deed
+from freehold.provenance.export import export
+from freehold.provenance.packing import Selection, make_pack
 from freehold.provenance.records import new_id, text_hash, text_of
 from freehold.provenance.terms import Source, default_terms
 from freehold.provenance.verify import verify
@@ -351,3 +354,18 @@ def test_a_ledger_that_waits_for_its_database_goes_on_by_itself(
         kept.end(ended)
         assert written.wait(30)
         assert counted(database, "ledger_records") == 1 and "waits for its database" in caplog.text
+
+
+def test_taint_export_and_packs_work_alike_on_both_databases(database: Database, tmp_path: Path) -> None:
+    closed = "The harbour of the old town freezes only every other winter, because warm water runs along the quay."
+    with ledger(database, tmp_path) as kept:
+        first, quoting, clean = add(
+            kept, exchange("harbour?", closed, who="openai"), exchange(f"Rewrite: {closed}"), exchange("bread?")
+        )
+        assert [state(kept, id) for id in (first, quoting, clean)] == ["barred", "tainted", "clean"]
+        manifest = export(database, tmp_path / "train.jsonl", log=kept.id, now=1)
+        assert manifest.exported == [(clean, 0)] and manifest.by_reason == {"barred": 1, "tainted": 1}
+        head = kept.head()
+        pack = make_pack(database, kept.identity, head, Selection(), now=1)
+        checked = check_pack(pack.data, [head])
+        assert checked.good and (checked.records, checked.texts) == (3, 3)

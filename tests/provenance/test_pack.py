@@ -38,8 +38,8 @@ class Case:
 
 
 @pytest.fixture
-def case(database: Database, tmp_path: Path) -> Iterator[Case]:
-    with ledger(database, tmp_path) as kept:
+def case(tmp_path: Path) -> Iterator[Case]:
+    with Database(f"sqlite:///{tmp_path / 'x.db'}") as database, ledger(database, tmp_path) as kept:
         ids = add(kept, *[exchange(f"prompt {i}", f"answer {i}") for i in range(9)])
         published = kept.head()
         turns = [("user", "hi"), ("assistant", "Closed words."), ("user", "and?")]

@@ -23,8 +23,8 @@ OPEN = (
 
 
 @pytest.fixture
-def kept(database: Database, tmp_path: Path) -> Iterator[Ledger]:
-    with ledger(database, tmp_path) as found:
+def kept(tmp_path: Path) -> Iterator[Ledger]:
+    with Database(f"sqlite:///{tmp_path / 'x.db'}") as database, ledger(database, tmp_path) as found:
         yield found
 
 

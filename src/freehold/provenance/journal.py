@@ -107,9 +107,10 @@ class Journal:
                 log.warning("the journal can't be shortened: %s", error.strerror)
 
     def _write(self, kind: bytes, id: str, piece: Begun | Ended) -> None:
-        data, name = self._vault.seal(encode(piece)), id.encode()
-        frame = _HEAD.pack(kind, len(name), len(data)) + name + data
+        plain, name = encode(piece), id.encode()
         with self._lock:
+            data = self._vault.seal(plain)
+            frame = _HEAD.pack(kind, len(name), len(data)) + name + data
             try:
                 written = os.write(self._descriptor, frame)
                 if written < len(frame):  # a full disk: what is there of it would hide what follows

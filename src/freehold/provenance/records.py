@@ -8,6 +8,7 @@ times faster than the general way (`signing.canonical`; a test holds them equal)
 from __future__ import annotations
 
 import hashlib
+import random
 import secrets
 import time
 from collections.abc import Mapping, Sequence
@@ -25,9 +26,12 @@ from freehold.provenance.terms import Source, Terms
 _encoder = msgspec.json.Encoder(order="sorted")
 
 
+_random = random.Random(secrets.randbits(256))
+
+
 def new_id(now: float | None = None) -> str:
-    """A record's id: it sorts by time, and can't be guessed."""
-    return f"rec_{round((time.time() if now is None else now) * 1_000_000):014x}{secrets.token_hex(8)}"
+    """A record's id: it sorts by time, and no two are the same. It is no secret."""
+    return f"rec_{round((time.time() if now is None else now) * 1_000_000):014x}{_random.getrandbits(64):016x}"
 
 
 def text_of(value: Any) -> str:
