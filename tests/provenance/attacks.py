@@ -42,7 +42,7 @@ def edit_text(t: Transaction, r: random.Random, size: int) -> None:
     row = t.rows("select record, answer from ledger_contents where answer is not null order by record")[
         r.randrange(size)
     ]
-    text = row[1].replace("answer", "anzwer", 1)
+    text = row[1].replace('"content":"', '"content":"x', 1)
     t.run("update ledger_contents set answer = :a where record = :r", a=text, r=row[0])
 
 

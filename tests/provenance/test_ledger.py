@@ -369,3 +369,22 @@ def test_taint_export_and_packs_work_alike_on_both_databases(database: Database,
         pack = make_pack(database, kept.identity, head, Selection(), now=1)
         checked = check_pack(pack.data, [head])
         assert checked.good and (checked.records, checked.texts) == (3, 3)
+
+
+def test_an_exchange_that_breaks_us_stops_no_other_and_is_said_to_be_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Database(f"sqlite:///{tmp_path / 'x.db'}") as database, ledger(database, tmp_path) as kept:
+        real = kept._item
+
+        def breaking(item: object) -> object:
+            if isinstance(item, tuple) and item[0].messages[0].content == "two":
+                raise ValueError("a bug of ours")
+            return real(item)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(kept, "_item", breaking)
+        ids = add(kept, exchange("one"), exchange("two"), exchange("three"))
+        kept._note_lost()
+        there = [record.id for record in reading.newest(database, "exchange")]
+        assert there == [ids[2], ids[0]] and "can't be recorded" in caplog.text
+        assert next(reading.newest(database, "gap")).body["facts"]["pieces"] == 1

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from freehold.database import Database, Transaction, state_directory
-from freehold.errors import FreeholdError, LedgerError
+from freehold.errors import FormatError, FreeholdError, LedgerError
 from freehold.provenance import heads, merkle_log
 from freehold.provenance.exchanges import Begun, Deed, Ended, Part
 from freehold.provenance.heads import Head
@@ -210,11 +210,25 @@ class Ledger:
         batch = [self._ended.popleft() for _ in range(min(len(self._ended), LARGEST_BATCH))]
         try:
             self._store([self._item(item) for item in batch])
-        except BaseException:
+        except FreeholdError:
             self._ended.extendleft(reversed(batch))
             raise
+        except Exception:
+            self._one_by_one(batch)
         assert self._journal is not None  # noqa: S101  (open)
         self._journal.release([item[0].id for item in batch if isinstance(item, tuple)])
+
+    def _one_by_one(self, batch: Sequence[Item | tuple[Begun, Ended]]) -> None:
+        """Something in the batch breaks us: the rest is written, and that one is said to be lost."""
+        for number, item in enumerate(batch):
+            try:
+                self._store([self._item(item)])
+            except FreeholdError:
+                self._ended.extendleft(reversed(batch[number:]))
+                raise
+            except Exception:
+                self._lost += 1
+                log.exception("an exchange can't be recorded")
 
     def _store(self, items: Sequence[Item]) -> None:
         self.database.now(lambda t: write(t, items, self._prints))
@@ -228,11 +242,18 @@ class Ledger:
         if not part.local:
             return Source(False, part.provider, part.model)
         if part.files not in self._weights:
-            self._weights[part.files] = weights_of(self.database, part.files) if part.files else None
+            self._weights[part.files] = self._digested(part.files) if part.files else None
         weights = self._weights[part.files]
         if weights is None:
             return Source(True, "", part.model)
         return Source(True, "", part.model, weights.digest, weights.licence)
+
+    def _digested(self, files: str) -> Weights | None:
+        try:
+            return weights_of(self.database, files)
+        except (FormatError, OSError) as error:
+            log.warning("the local model has no digest in the ledger: %s", error)
+            return None
 
     def _note_lost(self) -> None:
         """Says in the ledger itself how many exchanges were at risk of being lost."""
