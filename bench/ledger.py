@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import os
 import random
 import shutil
 import statistics
@@ -144,12 +145,22 @@ def requests(directory: Path, count: int, rounds: int) -> dict[str, Any]:
         "added_ms": max(whole["added"], stream["added"]),
         "added_whole_ms": whole["added"],
         "added_stream_ms": stream["added"],
+        "added_cpu_ms": {name: each["cpu"] for name, each in found.items()},
         "added_mean_ms": {name: each["mean"] for name, each in found.items()},
         "plain_p50_ms": {name: each["plain"] for name, each in found.items()},
     }
 
 
 _SHAPES = {"whole": (False, 8), "stream": (True, 64)}
+
+
+_pids: dict[str, int] = {}  # of our servers, by port
+
+
+def _cpu_ms(port: str) -> float:
+    """Processor time that a server has used, all threads together."""
+    fields = Path(f"/proc/{_pids[port]}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) * 1000 / os.sysconf("SC_CLK_TCK")
 
 
 @contextmanager
@@ -159,7 +170,9 @@ def _process(*words: str) -> Iterator[str]:
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     try:
-        yield process.stdout.readline().strip()
+        port = process.stdout.readline().strip()
+        _pids[port] = process.pid
+        yield port
     finally:
         process.terminate()
         process.wait()
@@ -190,6 +203,7 @@ def _measured(ports: dict[str, str], count: int, rounds: int, stream: bool, chun
         for _ in range(50):
             client.ask(stream, chunks)
     added, means, base = [], [], []
+    before = {name: _cpu_ms(port) for name, port in ports.items()}
     for turn in range(rounds):
         took: dict[str, list[float]] = {"plain": [], "kept": []}
         for i in range(count):
@@ -198,7 +212,9 @@ def _measured(ports: dict[str, str], count: int, rounds: int, stream: bool, chun
         added.append(statistics.median(took["kept"]) - statistics.median(took["plain"]))
         means.append(statistics.fmean(took["kept"]) - statistics.fmean(took["plain"]))
         base.append(statistics.median(took["plain"]))
+    used = {name: (_cpu_ms(port) - before[name]) / (count * rounds) for name, port in ports.items()}
     return {
+        "cpu": round(used["kept"] - used["plain"], 3),
         "added": round(statistics.median(added), 3),
         "mean": round(statistics.median(means), 3),
         "plain": round(statistics.median(base), 3),

@@ -70,6 +70,14 @@ def test_sql_that_the_database_refuses_fails_alone_in_words_without_the_statemen
     assert "sk-fh" not in error.message and "insert" not in error.message
 
 
+def test_many_rows_are_written_by_one_statement(database: Database) -> None:
+    sql = "insert into spending (scope, subject, period, nanos) values ('key', :subject, 'd', :nanos)"
+    database.now(lambda t: t.many(sql, [{"subject": f"k{i}", "nanos": i} for i in range(500)]))
+    database.now(lambda t: t.many(sql, []))
+    assert counted(database, "spending") == 500
+    assert database.now(lambda t: t.one("select sum(nanos) from spending")) in [(124750,)]
+
+
 def test_the_event_loop_never_waits_for_the_database(database: Database) -> None:
     inside, go_on = threading.Event(), threading.Event()
 

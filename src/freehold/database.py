@@ -16,6 +16,7 @@ import functools
 import logging
 import os
 import queue
+import re
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -60,12 +61,17 @@ class Transaction:
         return int(self._connection.execute(_statement(sql), values).rowcount)
 
     def many(self, sql: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Runs a statement once for each row of named values; does nothing without rows."""
+        """Runs a statement once for each row of named values; does nothing without rows.
+
+        Straight to the driver: SQLAlchemy's own way costs 10 µs for each row.
+        """
         if rows:
-            self._connection.execute(_statement(sql), list(rows))
+            named = sql if self._connection.dialect.name == "sqlite" else _PSYCOPG.sub(r"%(\1)s", sql)
+            self._connection.exec_driver_sql(named, [dict(row) for row in rows])
 
 
 Work = Callable[[Transaction], T]
+_PSYCOPG = re.compile(r":(\w+)")
 
 
 @functools.lru_cache(maxsize=256)

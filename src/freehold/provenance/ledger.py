@@ -39,7 +39,8 @@ log = logging.getLogger("freehold.ledger")
 
 GATHER_SECONDS = 0.1
 """How long exchanges gather before a batch is written."""
-LARGEST_BATCH = 64
+LARGEST_BATCH = 16
+"""Exchanges in one transaction: a few milliseconds, for which others may wait who reserve money."""
 RETRY_SECONDS = 2.0
 KEY_FILE = "ledger.pem"
 

@@ -6,7 +6,6 @@ may be replayed. Order matters: an exchange is judged by what ended before it, i
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -48,10 +47,7 @@ def write(transaction: Transaction, items: Sequence[Item], prints: Prints) -> li
     fresh = list({_id(item): item for item in items if _id(item) not in there}.values())
     batch = _Batch(transaction, prints)
     batch.load([item for item in fresh if isinstance(item, Exchange)])
-    entries = []
-    for item in fresh:
-        entries.append(batch.exchange(item) if isinstance(item, Exchange) else deed_entry(item))
-        time.sleep(0)  # whoever answers requests in this process gets the interpreter first
+    entries = [batch.exchange(item) if isinstance(item, Exchange) else deed_entry(item) for item in fresh]
     if entries:
         append(transaction, entries)
     batch.flush()
