@@ -48,8 +48,8 @@ from freehold.settings import AlertSettings, BreakerSettings, EngineSettings, Gu
 if TYPE_CHECKING:
     from freehold.gateway.accounts import Accounts
     from freehold.gateway.budget import Budget, Hold
-    from freehold.gateway.tracing import Tracing
     from freehold.gateway.recording import Recorder, Recording
+    from freehold.gateway.tracing import Tracing
     from freehold.provenance.ledger import Ledger
 
 

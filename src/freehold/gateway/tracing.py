@@ -41,6 +41,8 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span
 
+    from freehold.gateway.service import Record
+
 T = TypeVar("T")
 log = logging.getLogger("freehold.gateway")
 
