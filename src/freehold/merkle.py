@@ -10,13 +10,21 @@ Knows hashes only: nothing of what a leaf means, of files, or of signatures.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 Address = tuple[int, int]
 """(level, index) of a full subtree."""
 Span = tuple[int, int]
 """Leaves from the first to before the second."""
 Proof = list[bytes]
+
+
+class Nodes(Protocol):
+    """Hashes of full subtrees: a dictionary, or a `Tree`."""
+
+    def __getitem__(self, address: Address, /) -> bytes: ...
+
 
 EMPTY_ROOT = hashlib.sha256(b"").digest()
 
@@ -100,7 +108,7 @@ def addresses(spans: Iterable[Span]) -> list[Address]:
     return found
 
 
-def span_hash(span: Span, nodes: Mapping[Address, bytes]) -> bytes:
+def span_hash(span: Span, nodes: Nodes) -> bytes:
     """The hash over the leaves of a span, from the full subtrees that `addresses` names."""
     return _fold([nodes[address] for address in addresses([span])])
 
@@ -123,19 +131,29 @@ class Tree:
     """
 
     def __init__(self, leaf_hashes: Iterable[bytes] = ()) -> None:
-        self._nodes: dict[Address, bytes] = {}
-        self.size = 0
+        self._levels: list[list[bytes]] = [[]]  # full subtrees by level, in their order
         for leaf in leaf_hashes:
             self.append(leaf)
 
     def append(self, leaf: bytes) -> int:
         """Adds a leaf hash and gives its index."""
         index = self.size
-        self._nodes[0, index] = leaf
+        self._levels[0].append(leaf)
         for level, i in completed(index):
-            self._nodes[level, i] = node_hash(self._nodes[level - 1, 2 * i], self._nodes[level - 1, 2 * i + 1])
-        self.size += 1
+            if level == len(self._levels):
+                self._levels.append([])
+            below = self._levels[level - 1]
+            self._levels[level].append(node_hash(below[2 * i], below[2 * i + 1]))
         return index
+
+    @property
+    def size(self) -> int:
+        """How many leaves there are."""
+        return len(self._levels[0])
+
+    def __getitem__(self, address: Address) -> bytes:
+        level, index = address
+        return self._levels[level][index]
 
     def root(self, size: int | None = None) -> bytes:
         """The root over the first `size` leaves, by default all.
@@ -144,7 +162,7 @@ class Tree:
             ValueError: there are not as many.
         """
         size = self._known(self.size if size is None else size)
-        return span_hash((0, size), self._nodes)
+        return span_hash((0, size), self)
 
     def inclusion(self, index: int, size: int | None = None) -> Proof:
         """The proof that leaf `index` is in the tree of the first `size` leaves.
@@ -153,7 +171,7 @@ class Tree:
             ValueError: there is no such leaf, or not as many.
         """
         size = self._known(self.size if size is None else size)
-        return [span_hash(span, self._nodes) for span in inclusion_spans(index, size)]
+        return [span_hash(span, self) for span in inclusion_spans(index, size)]
 
     def consistency(self, old: int, new: int | None = None) -> Proof:
         """The proof that the first `new` leaves begin with the first `old`.
@@ -162,16 +180,17 @@ class Tree:
             ValueError: the sizes are not in order, or there are not as many leaves.
         """
         new = self._known(self.size if new is None else new)
-        return [span_hash(span, self._nodes) for span in consistency_spans(old, new)]
+        return [span_hash(span, self) for span in consistency_spans(old, new)]
 
     def node(self, level: int, index: int) -> bytes | None:
         """The hash of a full subtree, None where there is none."""
-        return self._nodes.get((level, index))
+        known = 0 <= level < len(self._levels) and 0 <= index < len(self._levels[level])
+        return self._levels[level][index] if known else None
 
     @property
     def inner(self) -> int:
         """How many full subtrees of two leaves or more there are."""
-        return len(self._nodes) - self.size
+        return sum(map(len, self._levels[1:]))
 
     def _known(self, size: int) -> int:
         if not 0 <= size <= self.size:

@@ -20,6 +20,7 @@ from tests.provenance.made import terms
 
 from freehold.database import Database
 from freehold.errors import DatabaseError
+from freehold.gateway import recording
 from freehold.gateway.budget import Budget
 from freehold.gateway.conversation import Finished, Request, Started, TextDelta
 from freehold.gateway.policy import Policy
@@ -241,3 +242,12 @@ def test_nobody_is_answered_off_the_record_when_the_ledger_cannot_be_opened(tmp_
 
     asyncio.run(run())
     assert stage.requests == []
+
+
+def test_a_ledger_that_cannot_keep_up_refuses_before_memory_is_gone(
+    tmp_path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(tmp_path, fakes.core(directory)) as live:
+        monkeypatch.setattr(recording, "MOST_WAITING", -1)
+        answer = post(live, "/v1/chat/completions", {"model": "tiny"} | ASKED["/v1/chat/completions"])
+        assert answer.status_code in (429, 503) and "keep up" in answer.text

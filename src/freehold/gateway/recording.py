@@ -15,7 +15,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from freehold.cost.meter import Part, microseconds
-from freehold.errors import DatabaseError
+from freehold.errors import DatabaseError, OverloadedError
 from freehold.gateway.conversation import (
     EmbeddingRequest,
     Event,
@@ -35,6 +35,9 @@ from freehold.provenance.exchanges import Part as Recorded
 from freehold.provenance.ledger import Ledger
 from freehold.provenance.records import new_id
 from freehold.settings import UpstreamSettings
+
+MOST_WAITING = 20_000
+"""Exchanges that may wait for the database before requests are refused: they are in memory, too."""
 
 
 class Recorder:
@@ -84,7 +87,10 @@ class Recorder:
 
         Raises:
             DatabaseError: it never will.
+            OverloadedError: too many wait for the database already.
         """
+        if self.ledger.waiting > MOST_WAITING:
+            raise OverloadedError("the database can't keep up with the ledger", hint="try again in a moment")
         if not self.ledger.is_open:
             await self._started.wait()
             if not self.ledger.is_open:

@@ -124,6 +124,11 @@ class Ledger:
         """Whether exchanges can be handed over."""
         return self._thread is not None
 
+    @property
+    def waiting(self) -> int:
+        """Exchanges that are in the journal only."""
+        return len(self._ended)
+
     def begin(self, begun: Begun) -> None:
         """An exchange is about to be answered: from here on it is on record, whatever comes."""
         begun = replace(begun, keep=self.settings.keep_content)
