@@ -70,7 +70,9 @@ def chunked(pieces: Sequence[bytes]) -> list[bytes]:
 def test_a_recorded_chat_becomes_events() -> None:
     with provider([response(recorded("openai_chat_stream.txt"))]) as found:
         events = collect(fakes.upstream(found.url))
-    assert events[0] == Started("gpt-4o-mini-2024-07-18", "fp_06737a9306")
+    assert events[0] == Started(
+        "gpt-4o-mini-2024-07-18", "fp_06737a9306", upstream_id="chatcmpl-B9MHDbslfkBeAs8l4bebGdFOJ6PeG"
+    )
     assert "".join(e.text for e in events if isinstance(e, TextDelta)) == "The capital of France is Paris."
     assert events[-2:] == [Finished("stop"), Usage(19, 7)]
 
