@@ -73,7 +73,8 @@ def sent(request: Request, **settings: Any) -> dict[str, Any]:
 
 def test_a_recorded_message_becomes_events_and_cached_tokens_are_part_of_the_prompt() -> None:
     assert played("anthropic_messages_stream.txt") == [
-        Started("claude-opus-4-6", prompt_tokens=1925, upstream_id="msg_01EcyWo6m4hyW8KHs2y2pei5"), TextDelta("Hello"), TextDelta("!"), Finished("stop"),
+        Started("claude-opus-4-6", prompt_tokens=1925, upstream_id="msg_01EcyWo6m4hyW8KHs2y2pei5"),
+        TextDelta("Hello"), TextDelta("!"), Finished("stop"),
         Usage(1925, 15, cached_tokens=1800, cache_write_tokens=100),
     ]  # fmt: skip
 
