@@ -4,13 +4,16 @@
 #include <nanobind/stl/pair.h>
 #include <nanobind/stl/shared_ptr.h>
 #include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <stdexcept>
+#include <tuple>
 
 #include "cpu.h"
 #include "executor.h"
+#include "matching.h"
 
 namespace nb = nanobind;
 using namespace freehold;
@@ -191,6 +194,16 @@ nb::object unpack(const Packed& packed) {
   return owned(std::move(out), m.rows, m.columns);
 }
 
+std::vector<std::tuple<uint32_t, uint32_t, uint32_t, uint32_t>> bind_maximal_matches(Array<uint8_t, 1> text, Array<uint32_t, 1> suffixes,
+                                                                                     Array<uint8_t, 1> query, size_t minimum) {
+  if (text.shape(0) != suffixes.shape(0)) throw std::invalid_argument("text and suffix array must have the same length");
+  nb::gil_scoped_release free;
+  std::vector<std::tuple<uint32_t, uint32_t, uint32_t, uint32_t>> found;
+  for (const Match& m : maximal_matches({text.data(), suffixes.data(), text.shape(0)}, query.data(), query.shape(0), minimum))
+    found.emplace_back(m.start, m.length, m.low, m.high);
+  return found;
+}
+
 }  // namespace
 
 NB_MODULE(_native, m) {
@@ -211,6 +224,7 @@ NB_MODULE(_native, m) {
     return pack_bf16(data.data(), rows, columns);
   });
   m.def("linear", &bind_linear, nb::arg("tier"), nb::arg("matrix"), nb::arg("x"));
+  m.def("maximal_matches", &bind_maximal_matches, nb::arg("text"), nb::arg("suffixes"), nb::arg("query"), nb::arg("minimum"));
   m.def("cpu_features", &cpu_features);
   m.def("has_tier", [](const std::string& name) {
     try {

@@ -1,0 +1,170 @@
+"""The files of a corpus: which can be read as text, as what, under which licence file, and which are left out and why.
+
+It knows directories and bytes; nothing of indexes. A corpus is hostile: symbolic links are never followed (so loops don't
+matter), pipes and devices never opened, compressed files expand to a limit only.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import re
+import stat
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+import msgspec
+
+from freehold.errors import UsageError
+
+TEXT, JSON, HTML = "text", "json", "html"
+EXPANDED_LIMIT: Final = 512 << 20  # bytes a compressed file may expand to
+HTML_LIMIT: Final = 128 << 20  # HTML is read as a whole
+_KINDS = {".jsonl": JSON, ".ndjson": JSON, ".json": JSON, ".html": HTML, ".htm": HTML, ".xhtml": HTML}
+_LEFT_OUT = {".git", ".hg", ".svn", "__pycache__"}
+_LICENCES = re.compile(r"(un)?licen[cs]e|copying|copyright|notice", re.IGNORECASE)
+_NOT_LICENCES = {".py", ".pyi", ".pyc", ".js", ".ts", ".c", ".h", ".cpp", ".go", ".rs", ".java", ".json", ".png", ".svg"}
+_CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\b\x1b"))
+
+
+class SourceFile(msgspec.Struct, frozen=True):
+    """A file of the corpus: path below its root, size and time of change as the directory says, and nearest licence."""
+
+    path: str
+    size: int
+    modified: int  # ns since 1970
+    kind: str
+    compressed: bool
+    licence: str | None  # path below the root
+
+
+class Skipped(msgspec.Struct, frozen=True):
+    """A file that is not in the index, and the reason in words."""
+
+    path: str
+    reason: str
+
+
+def scan(root: Path) -> tuple[list[SourceFile], list[Skipped]]:
+    """Every file below a directory (or the one file), by path; contents are not looked at.
+
+    Raises:
+        UsageError: there is no such directory or file.
+    """
+    if not root.exists():
+        raise UsageError(f"no corpus at {root}", hint="--corpus names a directory of texts")
+    files: list[SourceFile] = []
+    skipped: list[Skipped] = []
+    if root.is_file():
+        found = root.stat()
+        return [_source(root.name, found, None)], []
+    waiting: list[tuple[str, str | None]] = [("", None)]  # directory below the root, licence file that holds for it
+    while waiting:
+        folder, licence = waiting.pop()
+        try:
+            entries = sorted(os.scandir(root / folder), key=lambda entry: entry.name)
+        except OSError as error:
+            skipped.append(Skipped(folder or ".", f"can't be read: {error.strerror}"))
+            continue
+        licence = _licence_among(folder, entries) or licence
+        for entry in entries:
+            path = f"{folder}/{entry.name}" if folder else entry.name
+            reason = _unreadable(entry)
+            if reason:
+                skipped.append(Skipped(os.fsencode(path).decode("utf-8", "backslashreplace"), reason))
+            elif entry.is_dir(follow_symlinks=False):
+                if entry.name not in _LEFT_OUT:
+                    waiting.append((path, licence))
+            else:
+                files.append(_source(path, entry.stat(follow_symlinks=False), licence))
+    files.sort(key=lambda file: file.path)
+    return files, sorted(skipped, key=lambda one: one.path)
+
+
+def read(root: Path, file: SourceFile) -> bytes | Skipped:
+    """The content of a file, expanded if it is compressed; or why it can't be had as text."""
+    path = root / file.path if root.is_dir() else root
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(handle, "rb") as stream:
+            if not stat.S_ISREG(os.fstat(handle).st_mode):
+                return Skipped(file.path, "not a regular file")
+            head = stream.read(8192)
+            if not file.compressed and (reason := _binary(head)):
+                return Skipped(file.path, reason)
+            stream.seek(0)
+            data = _expand(stream) if file.compressed else stream.read()
+    except (OSError, EOFError, zlib.error) as error:
+        return Skipped(file.path, f"can't be read: {getattr(error, 'strerror', None) or error}")
+    if data is None:
+        return Skipped(file.path, f"expands to more than {EXPANDED_LIMIT >> 20} MiB")
+    if file.kind == HTML and len(data) > HTML_LIMIT:
+        return Skipped(file.path, f"HTML of more than {HTML_LIMIT >> 20} MiB")
+    reason = _binary(data)
+    return Skipped(file.path, reason) if reason else data
+
+
+def _source(path: str, found: os.stat_result, licence: str | None) -> SourceFile:
+    inner = Path(path)
+    compressed = inner.suffix.lower() == ".gz"
+    if compressed:
+        inner = inner.with_suffix("")
+    kind = _KINDS.get(inner.suffix.lower(), TEXT)
+    return SourceFile(path, found.st_size, found.st_mtime_ns, kind, compressed, licence)
+
+
+def _unreadable(entry: os.DirEntry[str]) -> str | None:
+    try:
+        entry.name.encode()
+    except UnicodeEncodeError:
+        return "its name is not valid UTF-8"
+    if entry.is_symlink():
+        return "a symbolic link"
+    if not entry.is_dir(follow_symlinks=False) and not entry.is_file(follow_symlinks=False):
+        return "not a regular file"
+    return None
+
+
+def _licence_among(folder: str, entries: list[os.DirEntry[str]]) -> str | None:
+    """The file that says most of the licence: LICENSE before COPYING before COPYRIGHT before NOTICE."""
+    order = ("l", "u", "copyi", "copyr", "n")
+    found = [entry.name for entry in entries if is_licence(entry.name) and entry.is_file(follow_symlinks=False)]
+    if not found:
+        return None
+    best = min(found, key=lambda name: (next(i for i, start in enumerate(order) if name.lower().startswith(start)), name))
+    return f"{folder}/{best}" if folder else best
+
+
+def is_licence(name: str) -> bool:
+    """Is this a file that holds a licence's text, by its name (LICENSE, LICENCE.txt, LICENSE-MIT, COPYING, copyright)?"""
+    match = _LICENCES.match(name)
+    rest = name[match.end() :] if match else ""
+    return bool(match) and (not rest or rest[0] in "-._sS") and Path(name).suffix.lower() not in _NOT_LICENCES
+
+
+def _expand(stream: object) -> bytes | None:
+    with gzip.GzipFile(fileobj=stream) as unzipped:  # type: ignore[call-overload]
+        data: bytes = unzipped.read(EXPANDED_LIMIT + 1)
+    return data if len(data) <= EXPANDED_LIMIT else None
+
+
+def _binary(data: bytes) -> str | None:
+    """Why these bytes are no text: UTF-8 and every encoding that keeps ASCII are."""
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return "UTF-16, not UTF-8"
+    if b"\0" in data:
+        return "binary"
+    head = data[:8192]
+    controls = len(head) - len(head.translate(None, _CONTROLS))
+    return "binary" if controls * 20 > len(head) else None
+
+
+def differing(one: list[SourceFile], other: list[SourceFile]) -> Iterator[str]:
+    """Paths that differ in being there, size or time of change."""
+    before = {file.path: (file.size, file.modified) for file in one}
+    after = {file.path: (file.size, file.modified) for file in other}
+    for path in sorted(before.keys() | after.keys()):
+        if before.get(path) != after.get(path):
+            yield path
