@@ -47,19 +47,22 @@ class Skipped(msgspec.Struct, frozen=True):
     reason: str
 
 
-def scan(root: Path) -> tuple[list[SourceFile], list[Skipped]]:
+def scan(root: Path, leave_out: Path | None = None) -> tuple[list[SourceFile], list[Skipped]]:
     """Every file below a directory (or the one file), by path; contents are not looked at.
+
+    Args:
+        root: the corpus.
+        leave_out: a directory below it that does not belong to it (an index).
 
     Raises:
         UsageError: there is no such directory or file.
     """
     if not root.exists():
         raise UsageError(f"no corpus at {root}", hint="--corpus names a directory of texts")
+    if not root.is_dir():
+        return [_source(root.name, root.stat(), None)], []
     files: list[SourceFile] = []
     skipped: list[Skipped] = []
-    if root.is_file():
-        found = root.stat()
-        return [_source(root.name, found, None)], []
     waiting: list[tuple[str, str | None]] = [("", None)]  # directory below the root, licence file that holds for it
     while waiting:
         folder, licence = waiting.pop()
@@ -71,14 +74,12 @@ def scan(root: Path) -> tuple[list[SourceFile], list[Skipped]]:
         licence = _licence_among(folder, entries) or licence
         for entry in entries:
             path = f"{folder}/{entry.name}" if folder else entry.name
-            reason = _unreadable(entry)
-            if reason:
+            if reason := _unreadable(entry):
                 skipped.append(Skipped(os.fsencode(path).decode("utf-8", "backslashreplace"), reason))
-            elif entry.is_dir(follow_symlinks=False):
-                if entry.name not in _LEFT_OUT:
-                    waiting.append((path, licence))
-            else:
+            elif not entry.is_dir(follow_symlinks=False):
                 files.append(_source(path, entry.stat(follow_symlinks=False), licence))
+            elif entry.name not in _LEFT_OUT and root / path != leave_out:
+                waiting.append((path, licence))
     files.sort(key=lambda file: file.path)
     return files, sorted(skipped, key=lambda one: one.path)
 
