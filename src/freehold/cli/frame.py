@@ -40,6 +40,7 @@ VERBS = {
     "cost": "Report what was spent, and what it would have cost elsewhere.",
     "ledger": "Show, verify and prove what was recorded.",
     "export": "Write recorded chats as training data, without what terms forbid.",
+    "trace": "Find where a text may be from, in a corpus of yours.",
     "doctor": "Check this machine and say what was chosen and why.",
     "config": "Show, write and check the settings.",
     "completion": "Print the completion script of a shell.",

@@ -77,11 +77,15 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stretch(msgspec.Struct, frozen=True):
-    """A piece of the query and what covers it: "exact", "similar" or nothing; `marks` are numbers of findings, from 1."""
+    """A piece of the query and what covers it: "exact", "similar" or nothing.
+
+    `ends` are the numbers (from 1) of the findings that end with it, `bytes` its length.
+    """
 
     text: str
     kind: str
-    marks: list[int]
+    bytes: int
+    ends: list[int]
 
 
 def stretches(report: Report) -> list[Stretch]:
@@ -92,8 +96,8 @@ def stretches(report: Report) -> list[Stretch]:
     edges = sorted({0, len(raw), *(edge for start, stop, _ in ranges for edge in (start, stop))})
     found: list[Stretch] = []
     for start, stop in zip(edges, edges[1:], strict=False):
-        over = [(number, kind) for number, (a, b, kind) in enumerate(ranges, 1) if a <= start and stop <= b]
-        kind = min((kind for _, kind in over), default="")  # "exact" before "similar"
+        kinds = [kind for a, b, kind in ranges if a <= start and stop <= b]
+        ends = [number for number, (_, b, _) in enumerate(ranges, 1) if b == stop]
         text = raw[start:stop].decode("utf-8", "replace")
-        found.append(Stretch(text, kind, [number for number, _ in over]))
+        found.append(Stretch(text, min(kinds, default=""), stop - start, ends))  # "exact" before "similar"
     return found
