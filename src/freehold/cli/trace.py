@@ -27,12 +27,16 @@ FOLDER = click.Path(path_type=Path)
 @click.argument("text", required=False)
 @click.option("--file", "-f", type=click.Path(dir_okay=False, path_type=Path), help="Trace what is in this file.")
 @click.option("--corpus", "-c", type=FOLDER, help="Directory of texts to search: plain text, code, HTML, JSON(L), .gz.")
-@click.option("--index", "folder", type=FOLDER, help="The corpus's index. [default: in the cache, by the corpus's path]")
+@click.option(
+    "--index", "folder", type=FOLDER, help="The corpus's index. [default: in the cache, by the corpus's path]"
+)
 @click.option("--build", is_flag=True, help="Bring the index up to date first; without TEXT, only that.")
 @click.option("--check", is_flag=True, help="Compare the index's files with the hashes written beside them.")
 @click.option("--skipped", is_flag=True, help="Name every file that is not in the index, and why.")
 @click.option("--min-bytes", type=click.IntRange(1), default=50, show_default=True, help="Shortest exact span.")
-@click.option("--min-words", type=click.IntRange(0), default=8, show_default=True, help="Fewest words of an exact span.")
+@click.option(
+    "--min-words", type=click.IntRange(0), default=8, show_default=True, help="Fewest words of an exact span."
+)
 @click.option(
     "--similar",
     type=click.FloatRange(0, 1, min_open=True),
@@ -95,7 +99,7 @@ def command(
         _draw(report)
 
 
-REMOVE = "remove the index and build it again with `freehold trace --build`"
+REMOVE = "remove those shards' directories and run `freehold trace --build`"
 
 
 def _query(text: str | None, file: Path | None) -> bytes | None:
@@ -135,7 +139,9 @@ def _tell_index(index: Index, built: Built | None, every: bool, as_json: bool) -
         files, found = len(index.manifest.files), {"index": index.folder, "corpus": index.manifest.root}
         emit_json({**found, "files": files, "text_bytes": index.text_bytes, "built": built, "skipped": skipped})
         return
-    emit(f"{index.folder}: {len(index.manifest.files):,} files of {index.manifest.root}, {size(index.text_bytes)} of text")
+    emit(
+        f"{index.folder}: {len(index.manifest.files):,} files of {index.manifest.root}, {size(index.text_bytes)} of text"
+    )
     if every:
         for one in skipped:
             emit(f"skipped {printable(one.path)}: {printable(one.reason)}")
@@ -188,13 +194,12 @@ def _draw(report: Report) -> None:
 
 
 def _findings(report: Report) -> Iterator[str]:
-    number = 0
     for number, span in enumerate(report.spans, 1):
         times = "once" if span.count == 1 else f"{span.count:,} times"
         yield f"\n[{number}] {span.length:,} bytes, {span.words} words from byte {span.start:,}; stands there {times}"
         for source in span.sources:
             yield from _source(source, "")
-    for number, near in enumerate(report.near_duplicates, number + 1):
+    for number, near in enumerate(report.near_duplicates, len(report.spans) + 1):
         yield f"\n[{number}] nearly: {near.length:,} bytes from byte {near.start:,}"
         for one in near.similar:
             yield from _source(one.source, f"{one.jaccard:.0%} similar, ")

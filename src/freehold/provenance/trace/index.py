@@ -28,10 +28,11 @@ from freehold.formats.store import home
 from freehold.formats.writing import locked, tree_size, write_file
 from freehold.provenance import minhash
 from freehold.provenance.trace.plan import FORMAT, Piece, ShardPlan, pieces_of, shards_of
-from freehold.provenance.trace.shard import META, REBUILD, Shard, build_shard
+from freehold.provenance.trace.shard import REBUILD, Shard, build_shard
 from freehold.provenance.trace.sources import Skipped, SourceFile, differing, scan
 
 MOST_WORKERS: Final = 4  # each takes up to seven times a shard's text while it sorts
+Task = tuple[Path, ShardPlan, dict[str, SourceFile], Path]  # what build_shard is given
 MANIFEST: Final = "manifest.json"
 _OWN = {MANIFEST, f"{MANIFEST}.partial", "shards", "lock"}
 
@@ -80,7 +81,9 @@ def default_index(corpus: Path) -> Path:
     return home() / "trace" / f"{corpus.resolve().name or 'root'}-{name}"
 
 
-def build_index(corpus: Path, index: Path, *, jobs: int = 0, progress: Progress = lambda done, total, what: None) -> Built:
+def build_index(
+    corpus: Path, index: Path, *, jobs: int = 0, progress: Progress = lambda done, total, what: None
+) -> Built:
     """Index a corpus, or bring its index up to date; shards whose content did not change stay as they are.
 
     Args:
@@ -122,7 +125,9 @@ def _claim(index: Path) -> None:
         index.mkdir(parents=True, exist_ok=True)
         foreign = sorted(entry.name for entry in index.iterdir() if entry.name not in _OWN)
         if foreign:
-            raise UsageError(f"expected an index or nothing at {index}, found {foreign[0]!r}", hint="choose another --index")
+            raise UsageError(
+                f"expected an index or nothing at {index}, found {foreign[0]!r}", hint="choose another --index"
+            )
         (index / "shards").mkdir(exist_ok=True)
     except OSError as error:
         raise StoreError(f"can't write the index at {index}: {error.strerror}") from None
@@ -155,11 +160,13 @@ def _build_missing(
     corpus: Path, shards: Path, plans: list[ShardPlan], indexed: list[IndexedFile], jobs: int, progress: Progress
 ) -> int:
     """Build the shards that are not there; their number."""
-    missing = [plan for plan in plans if not (shards / plan.name / META).is_file()]
+    missing = [plan for plan in plans if not _whole(shards / plan.name, plan.name)]
     by_digest = {one.digest: one.file for one in reversed(indexed)}
     jobs = min(jobs or min(len(os.sched_getaffinity(0)), MOST_WORKERS), len(missing))
     total = sum(plan.size for plan in missing)
-    tasks = [(corpus, plan, {p.digest: by_digest[p.digest] for p in plan.pieces}, shards / plan.name) for plan in missing]
+    tasks = [
+        (corpus, plan, {p.digest: by_digest[p.digest] for p in plan.pieces}, shards / plan.name) for plan in missing
+    ]
     if jobs <= 1:
         done = 0
 
@@ -175,7 +182,17 @@ def _build_missing(
     return len(missing)
 
 
-def _build_in_processes(tasks: list[tuple[Any, ...]], jobs: int, total: int, progress: Progress) -> None:
+def _whole(folder: Path, name: str) -> bool:
+    """Is this shard there? One that lacks something is removed, to be built again."""
+    try:
+        Shard(folder, name)
+    except FormatError:
+        shutil.rmtree(folder, ignore_errors=True)
+        return False
+    return True
+
+
+def _build_in_processes(tasks: list[Task], jobs: int, total: int, progress: Progress) -> None:
     context = multiprocessing.get_context("spawn")
     done = context.Value("q", 0)
     with ProcessPoolExecutor(jobs, context, _begin, (done,)) as pool:
@@ -202,7 +219,7 @@ def _begin(done: Any) -> None:
     _done = done
 
 
-def _build_one(task: tuple[Any, ...]) -> None:
+def _build_one(task: Task) -> None:
     build_shard(*task, _advance)
 
 

@@ -5,6 +5,9 @@ Offsets and lengths are bytes of UTF-8. It knows no index and no terminal.
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter, defaultdict
+
 import msgspec
 
 
@@ -93,11 +96,18 @@ def stretches(report: Report) -> list[Stretch]:
     raw = report.query.encode("utf-8", "surrogatepass")
     ranges = [(one.start, one.start + one.length, "exact") for one in report.spans]
     ranges += [(one.start, one.start + one.length, "similar") for one in report.near_duplicates]
-    edges = sorted({0, len(raw), *(edge for start, stop, _ in ranges for edge in (start, stop))})
+    changes: dict[int, Counter[str]] = defaultdict(
+        Counter
+    )  # at a byte: findings of a kind that begin less those that end
+    ends: dict[int, list[int]] = defaultdict(list)
+    for number, (start, stop, kind) in enumerate(ranges, 1):
+        changes[start][kind] += 1
+        changes[stop][kind] -= 1
+        ends[stop].append(number)
     found: list[Stretch] = []
-    for start, stop in zip(edges, edges[1:], strict=False):
-        kinds = [kind for a, b, kind in ranges if a <= start and stop <= b]
-        ends = [number for number, (_, b, _) in enumerate(ranges, 1) if b == stop]
-        text = raw[start:stop].decode("utf-8", "replace")
-        found.append(Stretch(text, min(kinds, default=""), stop - start, ends))  # "exact" before "similar"
+    over = Counter[str]()
+    for start, stop in itertools.pairwise(sorted({0, len(raw), *changes})):
+        over.update(changes.get(start, {}))
+        kind = "exact" if over["exact"] else "similar" if over["similar"] else ""
+        found.append(Stretch(raw[start:stop].decode("utf-8", "replace"), kind, stop - start, ends.get(stop, [])))
     return found

@@ -90,7 +90,9 @@ def maximal_spans(index: Index, raw: bytes, minimum: int) -> dict[tuple[int, int
     parts = list(_parts(raw, minimum))
     with ThreadPoolExecutor(max(1, min(len(index.shards), len(os.sched_getaffinity(0))))) as pool:
         # The native search holds no lock of Python's: shards are searched side by side.
-        tasks = [(shard, at, pool.submit(_matches, shard, part, minimum)) for shard in index.shards for at, part in parts]
+        tasks = [
+            (shard, at, pool.submit(_matches, shard, part, minimum)) for shard in index.shards for at, part in parts
+        ]
         for shard, at, task in tasks:
             for match in task.result():
                 found[at + match.start, match.length].append(_Occurrences(shard, match.low, match.high))
@@ -123,7 +125,7 @@ def _report_spans(index: Index, raw: bytes, limits: Limits) -> Iterator[Span]:
     words = minhash.words(raw)
     for (start, length), occurrences in maximal_spans(index, raw, limits.minimum_bytes).items():
         first, last = _whole_characters(raw, start, start + length)
-        inside = int(np.count_nonzero((words.starts >= first) & (words.ends <= last)))
+        inside = int(np.searchsorted(words.ends, last, "right") - np.searchsorted(words.starts, first, "left"))
         if last - first < limits.minimum_bytes or inside < limits.minimum_words:
             continue
         places = _first_places(occurrences, limits.sources)

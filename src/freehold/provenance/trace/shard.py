@@ -37,7 +37,9 @@ from freehold.provenance.trace.suffixes import suffix_array
 META: Final = "shard.json"
 BLOCK: Final = 8 << 20  # bytes whose passages are looked for at a time
 SEPARATOR: Final = bytes([minhash.SEPARATOR])
-REBUILD: Final = "the index is damaged: build it anew with `freehold trace --build`, after removing it"
+REBUILD: Final = (
+    "the index is damaged: `freehold trace --build` makes anew what is broken, `--check` tells whether all is well"
+)
 Advance = Callable[[int], None]
 U32 = NDArray[np.uint32]
 
@@ -121,7 +123,9 @@ def _write(folder: Path, name: str, parts: list[bytes | bytearray | NDArray[np.u
     size = 0
     with (folder / name).open("wb") as file:
         for part in parts:
-            view = memoryview(part.reshape(-1).view(np.uint8) if isinstance(part, np.ndarray) else part)
+            view = (
+                part.reshape(-1).view(np.uint8) if isinstance(part, np.ndarray) else np.frombuffer(part, np.uint8)
+            ).data
             file.write(view)
             hashed.update(view)
             size += len(view)

@@ -25,7 +25,22 @@ HTML_LIMIT: Final = 128 << 20  # HTML is read as a whole
 _KINDS = {".jsonl": JSON, ".ndjson": JSON, ".json": JSON, ".html": HTML, ".htm": HTML, ".xhtml": HTML}
 _LEFT_OUT = {".git", ".hg", ".svn", "__pycache__"}
 _LICENCES = re.compile(r"(un)?licen[cs]e|copying|copyright|notice", re.IGNORECASE)
-_NOT_LICENCES = {".py", ".pyi", ".pyc", ".js", ".ts", ".c", ".h", ".cpp", ".go", ".rs", ".java", ".json", ".png", ".svg"}
+_NOT_LICENCES = {
+    ".py",
+    ".pyi",
+    ".pyc",
+    ".js",
+    ".ts",
+    ".c",
+    ".h",
+    ".cpp",
+    ".go",
+    ".rs",
+    ".java",
+    ".json",
+    ".png",
+    ".svg",
+}
 _CONTROLS = bytes(set(range(32)) - set(b"\t\n\v\f\r\b\x1b"))
 
 
@@ -134,7 +149,9 @@ def _licence_among(folder: str, entries: list[os.DirEntry[str]]) -> str | None:
     found = [entry.name for entry in entries if is_licence(entry.name) and entry.is_file(follow_symlinks=False)]
     if not found:
         return None
-    best = min(found, key=lambda name: (next(i for i, start in enumerate(order) if name.lower().startswith(start)), name))
+    best = min(
+        found, key=lambda name: (next(i for i, start in enumerate(order) if name.lower().startswith(start)), name)
+    )
     return f"{folder}/{best}" if folder else best
 
 
