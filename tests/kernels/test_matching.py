@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import example, given
-from hypothesis import strategies as st
+from hypothesis import example, given, settings
+from hypothesis import settings, strategies as st
 from numpy.typing import NDArray
 
 from freehold.kernels.matching import Match, maximal_matches
@@ -34,6 +34,7 @@ def plain_matches(text: bytes, query: bytes, minimum: int) -> list[tuple[int, in
 few_letters = st.binary(max_size=60).map(lambda raw: bytes(97 + byte % 2 for byte in raw))
 
 
+@settings(deadline=None)
 @given(text=few_letters | st.binary(max_size=60), query=few_letters, minimum=st.integers(1, 12))
 @example(text=b"abababab", query=b"bababababab", minimum=2)
 @example(text=b"aaaaaaaa", query=b"aaaabaaaaaaaaaab", minimum=3)

@@ -6,8 +6,8 @@ import random
 import re
 
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, settings
+from hypothesis import settings, strategies as st
 
 from freehold.provenance import minhash
 
@@ -45,6 +45,7 @@ def test_case_and_punctuation_do_not_count_but_every_letter_of_a_word_does():
     assert len(set(hashes)) == len(words)
 
 
+@settings(deadline=None)
 @given(st.binary(max_size=200))
 def test_no_bytes_are_refused_and_words_lie_inside_and_in_order(text: bytes):
     found = minhash.words(text)
@@ -54,6 +55,7 @@ def test_no_bytes_are_refused_and_words_lie_inside_and_in_order(text: bytes):
     assert not len(edges) or edges[-1] <= len(text)
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from([b"one", b"two", b"three", b"four", b"five"]), max_size=30), st.data())
 def test_jaccard_is_that_of_the_sets_of_three_words(words: list[bytes], data: st.DataObject):
     one = b" ".join(words)

@@ -7,8 +7,8 @@ import json
 import re
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, settings
+from hypothesis import settings, strategies as st
 
 from freehold.provenance.trace.extract import SHORTEST_STRING, Document, extract
 from freehold.provenance.trace.sources import HTML, JSON, TEXT
@@ -35,6 +35,7 @@ def test_json_gives_its_values_and_not_its_names_and_labels():
     assert [one.text.decode() for one in extract(JSON, data.encode())] == [LONG, LONG + "!", LONG + "?"]
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(min_size=4).map(lambda text: text * 5), max_size=5), st.booleans())
 def test_strings_of_json_are_what_json_says_and_each_letter_is_where_it_was(texts: list[str], escaped: bool):
     data = "".join(json.dumps({"text": text}, ensure_ascii=escaped) + "\n" for text in texts).encode()
@@ -84,6 +85,7 @@ def test_words_of_html_are_where_they_were():
         )
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="ab <>&;!-/\n\"'scriptdivx", max_size=200))
 def test_any_html_is_read_to_its_end(text: str):
     (document,) = extract(HTML, text.encode())
@@ -91,6 +93,7 @@ def test_any_html_is_read_to_its_end(text: str):
     assert [one.text for one in document.segments] == sorted(one.text for one in document.segments)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet=st.characters(codec="ascii", categories=["L", "N"]), min_size=1, max_size=40))
 def test_escaped_text_comes_back_from_html(text: str):
     text = f"{text} <&> {text}"

@@ -6,8 +6,8 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, settings
+from hypothesis import settings, strategies as st
 
 from freehold.provenance.trace import Limits, NearDuplicate, Report, Span, page, stretches, trace
 from tests.provenance.trace.corpus import indexed
@@ -71,6 +71,7 @@ def test_a_report_without_findings_says_so(tmp_path: Path):
 ranges = st.lists(st.tuples(st.integers(0, 40), st.integers(1, 20)), max_size=6)
 
 
+@settings(deadline=None)
 @given(st.text(alphabet="abc é\n", min_size=1, max_size=40), ranges, ranges)
 def test_stretches_are_the_query_in_order_and_know_what_covers_them(
     query: str, exact: list[tuple[int, int]], similar: list[tuple[int, int]]

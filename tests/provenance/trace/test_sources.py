@@ -80,6 +80,7 @@ def reason(root: Path, name: str, content: bytes) -> str | None:
         ("late.txt", b"text" * 5000 + b"\0", "binary"),
         ("controls.txt", bytes(range(1, 9)) * 100, "binary"),
         ("utf16.txt", "text".encode("utf-16"), "UTF-16"),
+        ("table.parquet", b"PAR1\0\0PAR1", "Parquet"),
         ("latin1.txt", b"caf\xe9 au lait", None),
         ("bad.txt", b"\xff\xfe\x80 later"[2:], None),
         ("cut.gz", gzip.compress(b"text" * 1000)[:-10], "can't be read"),

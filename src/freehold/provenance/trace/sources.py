@@ -172,6 +172,8 @@ def _binary(data: bytes) -> str | None:
     """Why these bytes are no text: UTF-8 and every encoding that keeps ASCII are."""
     if data.startswith((b"\xff\xfe", b"\xfe\xff")):
         return "UTF-16, not UTF-8"
+    if data.startswith(b"PAR1"):
+        return "Parquet (as JSON lines it can be searched)"
     if b"\0" in data:
         return "binary"
     head = data[:8192]
