@@ -90,7 +90,8 @@ def command(
             return
         if corpus is not None and built is None:
             _warn_if_changed(index, corpus)
-        report = trace(index, query, Limits(min_bytes, min_words, similar, sources))
+        with progress() as bar:
+            report = trace(index, query, Limits(min_bytes, min_words, similar, sources), progress=bar)
     if html is not None:
         _write_page(report, html)
     if as_json:

@@ -7,7 +7,6 @@ It knows no files beyond what the index says, and judges no licence.
 
 from __future__ import annotations
 
-import os
 from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +17,7 @@ import numpy as np
 from freehold.errors import FormatError, UsageError
 from freehold.kernels.matching import Match, maximal_matches
 from freehold.provenance import minhash
-from freehold.provenance.trace.index import Index
+from freehold.provenance.trace.index import Index, Progress
 from freehold.provenance.trace.report import NearDuplicate, Report, Similar, Source, Span
 from freehold.provenance.trace.shard import REBUILD, SEPARATOR, Shard
 
@@ -26,6 +25,7 @@ LONGEST_QUERY: Final = 16 << 20  # bytes
 MARGIN: Final = 80  # bytes of a source shown before and after what was found
 SHOWN: Final = 4000  # bytes of a found passage in a report
 ORDERED: Final = 10_000  # of more occurrences, the first in the suffix array's order are shown
+MOST_THREADS: Final = 16
 CANDIDATES: Final = 16  # compared for each passage and shard: those that share most bands
 
 
@@ -44,13 +44,20 @@ class _Occurrences(NamedTuple):
     high: int
 
 
-def trace(index: Index, query: str | bytes, limits: Limits = Limits()) -> Report:  # noqa: B008 (immutable)
+def trace(
+    index: Index,
+    query: str | bytes,
+    limits: Limits = Limits(),  # noqa: B008 (immutable)
+    *,
+    progress: Progress = lambda done, total, what: None,
+) -> Report:
     """Find where a text may be from.
 
     Args:
         index: an open index.
         query: the text; bytes need not be valid UTF-8.
         limits: the shortest spans and the least similarity to report.
+        progress: shown shards searched; a megabyte of query takes seconds.
 
     Raises:
         UsageError: the query is longer than LONGEST_QUERY, or a limit makes no sense.
@@ -62,8 +69,8 @@ def trace(index: Index, query: str | bytes, limits: Limits = Limits()) -> Report
         raise UsageError(f"expected a text of at most {LONGEST_QUERY} bytes, found {len(raw)}", hint=hint)
     if limits.minimum_bytes < 1 or limits.sources < 1 or not 0 < limits.threshold <= 1:
         raise UsageError("expected at least 1 byte and 1 source, and a similarity above 0 and up to 1")
-    spans = list(_report_spans(index, raw, limits))
-    near = [one for one in _near_duplicates(index, raw, limits) if not _inside(one, spans)]
+    spans = list(_report_spans(index, raw, limits, progress))
+    near = [one for one in _near_duplicates(index, raw, limits, progress) if not _inside(one, spans)]
     covered = _covered(len(raw), spans)
     similar = _covered(len(raw), near) & ~covered
     return Report(
@@ -84,16 +91,19 @@ def trace(index: Index, query: str | bytes, limits: Limits = Limits()) -> Report
 # -- word for word --------------------------------------------------------------------------------------------------------
 
 
-def maximal_spans(index: Index, raw: bytes, minimum: int) -> dict[tuple[int, int], list[_Occurrences]]:
+def maximal_spans(
+    index: Index, raw: bytes, minimum: int, progress: Progress = lambda done, total, what: None
+) -> dict[tuple[int, int], list[_Occurrences]]:
     """(start, length) of each maximal span of a query, in order, with its places in the suffix arrays."""
     found: dict[tuple[int, int], list[_Occurrences]] = defaultdict(list)
     parts = list(_parts(raw, minimum))
-    with ThreadPoolExecutor(max(1, min(len(index.shards), len(os.sched_getaffinity(0))))) as pool:
-        # The native search holds no lock of Python's: shards are searched side by side.
+    with ThreadPoolExecutor(max(1, min(len(index.shards), MOST_THREADS))) as pool:
+        # The native search holds no lock of Python's, and where the index is not in memory it waits for the disk.
         tasks = [
             (shard, at, pool.submit(_matches, shard, part, minimum)) for shard in index.shards for at, part in parts
         ]
-        for shard, at, task in tasks:
+        for done, (shard, at, task) in enumerate(tasks):
+            progress(done, len(tasks), "exact spans")
             for match in task.result():
                 found[at + match.start, match.length].append(_Occurrences(shard, match.low, match.high))
     maximal: dict[tuple[int, int], list[_Occurrences]] = {}
@@ -121,9 +131,9 @@ def _matches(shard: Shard, part: bytes, minimum: int) -> list[Match]:
         raise FormatError(f"{shard.folder}: {error}", hint=REBUILD) from None
 
 
-def _report_spans(index: Index, raw: bytes, limits: Limits) -> Iterator[Span]:
+def _report_spans(index: Index, raw: bytes, limits: Limits, progress: Progress) -> Iterator[Span]:
     words = minhash.words(raw)
-    for (start, length), occurrences in maximal_spans(index, raw, limits.minimum_bytes).items():
+    for (start, length), occurrences in maximal_spans(index, raw, limits.minimum_bytes, progress).items():
         first, last = _whole_characters(raw, start, start + length)
         inside = int(np.searchsorted(words.ends, last, "right") - np.searchsorted(words.starts, first, "left"))
         if last - first < limits.minimum_bytes or inside < limits.minimum_words:
@@ -164,13 +174,14 @@ def _first_places(occurrences: list[_Occurrences], count: int) -> list[tuple[Sha
 # -- nearly ---------------------------------------------------------------------------------------------------------------
 
 
-def _near_duplicates(index: Index, raw: bytes, limits: Limits) -> Iterator[NearDuplicate]:
+def _near_duplicates(index: Index, raw: bytes, limits: Limits, progress: Progress) -> Iterator[NearDuplicate]:
     found = minhash.passages(raw)
     if not len(found):
         return
     keys = minhash.bands(minhash.signatures(found.shingles, found.offsets))
     similar: list[list[tuple[float, Shard, int]]] = [[] for _ in range(len(found))]
-    for shard in index.shards:
+    for done, shard in enumerate(index.shards):
+        progress(done, len(index.shards), "near-duplicates")
         for passage, candidates in enumerate(_candidates(shard, keys)):
             mine = found.of(passage)
             for unit in candidates:

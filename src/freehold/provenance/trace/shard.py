@@ -226,7 +226,11 @@ class Shard:
                     raise FormatError(f"{path}: expected {wanted}, found {size} bytes", hint=REBUILD)
                 if size == 0:
                     return np.zeros(0, np.uint8)
-                return np.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ), np.uint8)
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                mapped.madvise(
+                    mmap.MADV_RANDOM
+                )  # a search reads a page here and a page there: reading ahead is in vain
+                return np.frombuffer(mapped, np.uint8)
         except OSError as error:
             raise FormatError(f"can't read {path}: {error.strerror}", hint=REBUILD) from None
 
