@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
-from hypothesis import settings, strategies as st
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from freehold.kernels.matching import Match, maximal_matches

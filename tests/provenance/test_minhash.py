@@ -7,7 +7,7 @@ import re
 
 import numpy as np
 from hypothesis import given, settings
-from hypothesis import settings, strategies as st
+from hypothesis import strategies as st
 
 from freehold.provenance import minhash
 

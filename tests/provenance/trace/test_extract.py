@@ -8,7 +8,7 @@ import re
 
 import pytest
 from hypothesis import given, settings
-from hypothesis import settings, strategies as st
+from hypothesis import strategies as st
 
 from freehold.provenance.trace.extract import SHORTEST_STRING, Document, extract
 from freehold.provenance.trace.sources import HTML, JSON, TEXT

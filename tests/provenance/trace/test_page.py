@@ -7,7 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 from hypothesis import given, settings
-from hypothesis import settings, strategies as st
+from hypothesis import strategies as st
 
 from freehold.provenance.trace import Limits, NearDuplicate, Report, Span, page, stretches, trace
 from tests.provenance.trace.corpus import indexed
