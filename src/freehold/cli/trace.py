@@ -174,16 +174,16 @@ def _draw(report: Report) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    from freehold.provenance.trace import stretches
+    from freehold.provenance.trace import stretches, visible
 
     console = Console(highlight=False, markup=False, emoji=False, soft_wrap=True)
     drawn = Text()
     for one in stretches(report):
         if one.kind:
-            drawn.append(f"⟦{_safe(one.text)}⟧", STYLES[one.kind])
+            drawn.append(f"⟦{visible(one.text)}⟧", STYLES[one.kind])
             drawn.append("".join(f"[{number}]" for number in one.ends), "bold")
         else:
-            drawn.append(_shortened(_safe(one.text), PLAIN_SHOWN))
+            drawn.append(_shortened(visible(one.text), PLAIN_SHOWN))
     console.print(drawn)
     nothing = "" if report.spans or report.near_duplicates else "nothing found; "
     console.print(
@@ -214,11 +214,6 @@ def _source(source: Source, how: str) -> Iterator[str]:
         more = f" and {source.copies_count - 1:,} more" if source.copies_count > 1 else ""
         yield f"      the same file: {printable(source.copies[0])}{more}"
     yield f"      … {_shortened(printable(f'{source.before}{source.text}{source.after}'), SNIPPET)} …"
-
-
-def _safe(text: str) -> str:
-    """Text with its line ends, without what could drive the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
 
 
 def _shortened(text: str, limit: int) -> str:

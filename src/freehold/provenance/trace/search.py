@@ -26,6 +26,7 @@ MARGIN: Final = 80  # bytes of a source shown before and after what was found
 SHOWN: Final = 4000  # bytes of a found passage in a report
 ORDERED: Final = 10_000  # of more occurrences, the first in the suffix array's order are shown
 MOST_THREADS: Final = 16
+BUCKET: Final = 4096  # passages of one key that are looked at: a corpus made to collide must not make queries slow
 CANDIDATES: Final = 16  # compared for each passage and shard: those that share most bands
 
 
@@ -205,7 +206,8 @@ def _candidates(shard: Shard, keys: np.ndarray[tuple[int, int], np.dtype[np.uint
     lows = [np.searchsorted(shard.keys[band], keys[:, band], "left") for band in range(minhash.BANDS)]
     highs = [np.searchsorted(shard.keys[band], keys[:, band], "right") for band in range(minhash.BANDS)]
     for row in range(len(keys)):
-        hits = [shard.units[band, lows[band][row] : highs[band][row]] for band in range(minhash.BANDS)]
+        ends = [min(highs[band][row], lows[band][row] + BUCKET) for band in range(minhash.BANDS)]
+        hits = [shard.units[band, lows[band][row] : end] for band, end in enumerate(ends)]
         units, counts = np.unique(np.concatenate(hits), return_counts=True)
         yield [int(unit) for unit in units[np.argsort(-counts, kind="stable")[:CANDIDATES]]]
 

@@ -16,5 +16,5 @@ def suffix_array(text: NDArray[np.uint8]) -> NDArray[np.uint32]:
     """Where the suffixes of a text begin, in the order of their bytes: uint32 [n]."""
     if len(text) > LONGEST:
         raise ValueError(f"a text of {len(text)} bytes is longer than {LONGEST}")
-    order: NDArray[np.int32] = divsufsort(np.ascontiguousarray(text))
+    order: NDArray[np.int32] = divsufsort(np.require(text, requirements=["C", "W"]))  # it refuses what is read-only
     return order.astype(np.int32, copy=False).view(np.uint32)
