@@ -236,11 +236,13 @@ def locate(one: Plant, data: bytes, name: str, before: int, line: int = 0, escap
 
 def measure_build(corpus: Corpus, index: Path, jobs: int) -> None:
     memory = PeakMemory()
-    began = time.perf_counter()
+    began, before = time.perf_counter(), sum(os.times()[:4])
     built = build_index(corpus.root, index, jobs=jobs)
     took = time.perf_counter() - began
     peak = memory.stop()
-    show("index time", f"{took / 60:.1f} min ({corpus.text_bytes / 1e6 / took:.1f} MB/s, {jobs} processes; <= 20 min)")
+    worked = sum(os.times()[:4]) - before
+    rate = f"{corpus.text_bytes / 1e6 / took:.1f} MB/s, {jobs} processes, {worked:.0f} s of CPU"
+    show("index time", f"{took / 60:.1f} min ({rate}; <= 20 min)")
     show(
         "index size",
         f"{built.index_bytes / 1e6:,.0f} MB, {built.index_bytes / corpus.text_bytes:.2f} x the text (<= 8)",
