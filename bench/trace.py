@@ -61,7 +61,7 @@ class Plant:
 class Corpus:
     """A corpus as it was written, and what is in it."""
 
-    root: Path
+    root: str
     text_bytes: int = 0
     files: int = 0
     spans: list[Plant] = field(default_factory=list)
@@ -115,7 +115,7 @@ def show(what: str, value: object) -> None:
 def make_corpus(work: Path, target: int, generator: random.Random) -> Corpus:
     root = work / "corpus"
     root.mkdir(parents=True)
-    corpus = Corpus(root)
+    corpus = Corpus(str(root))
     packed: list[tuple[str, list[Plant]]] = []
     words = Words(generator)
     for number, (name, data) in enumerate(installed_texts(work)):
@@ -247,7 +247,7 @@ def locate(one: Plant, data: bytes, name: str, before: int, line: int = 0, escap
 def measure_build(corpus: Corpus, index: Path, jobs: int) -> None:
     memory = PeakMemory()
     began, before = time.perf_counter(), sum(os.times()[:4])
-    built = build_index(corpus.root, index, jobs=jobs)
+    built = build_index(Path(corpus.root), index, jobs=jobs)
     took = time.perf_counter() - began
     peak = memory.stop()
     worked = sum(os.times()[:4]) - before
@@ -259,7 +259,7 @@ def measure_build(corpus: Corpus, index: Path, jobs: int) -> None:
     )
     show("peak memory of all processes", f"{peak / 1e9:.1f} GB (resident; < 20 GB)")
     began = time.perf_counter()
-    again = build_index(corpus.root, index, jobs=jobs)
+    again = build_index(Path(corpus.root), index, jobs=jobs)
     show("second build, nothing changed", f"{time.perf_counter() - began:.0f} s, {again.shards_built} shards built")
 
 
