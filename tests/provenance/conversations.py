@@ -9,9 +9,8 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from tests.provenance.made import exchange
-
 from freehold.provenance.exchanges import Begun, Ended
+from tests.provenance.made import exchange
 
 WORDS = (
     *(

@@ -8,8 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.provenance.conversations import conversations, flat
-from tests.provenance.made import add, body, exchange, ledger
 
 from freehold.database import Database
 from freehold.errors import FreeholdError, UsageError
@@ -17,6 +15,8 @@ from freehold.provenance import deeds
 from freehold.provenance.exchanges import Call, Message
 from freehold.provenance.export import REASONS, export, manifest_path
 from freehold.provenance.ledger import Ledger
+from tests.provenance.conversations import conversations, flat
+from tests.provenance.made import add, body, exchange, ledger
 
 
 @pytest.fixture

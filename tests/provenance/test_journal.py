@@ -8,13 +8,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from tests.provenance.made import exchange
 
 from freehold.errors import LedgerError
 from freehold.provenance import journal as module
 from freehold.provenance.exchanges import Begun, Ended
 from freehold.provenance.journal import Journal, orphans
 from freehold.signing import Vault
+from tests.provenance.made import exchange
 
 VAULT = Vault(b"k" * 32)
 

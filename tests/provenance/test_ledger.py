@@ -13,8 +13,6 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.conftest import counted
-from tests.provenance.made import NOW, add, body, exchange, ledger, part, state
 
 from freehold import merkle
 from freehold.database import Database
@@ -30,6 +28,8 @@ from freehold.provenance.terms import Source, default_terms
 from freehold.provenance.verify import verify
 from freehold.provenance.weights import files_of
 from freehold.signing import canonical
+from tests.conftest import counted
+from tests.provenance.made import NOW, add, body, exchange, ledger, part, state
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(1 - 2**53, 2**53 - 1) | st.text(st.characters(exclude_categories=["Cs"])),

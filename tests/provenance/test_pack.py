@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from tests.provenance.made import add, exchange, ledger
 
 from freehold.database import Database
 from freehold.errors import LedgerError, UsageError
@@ -22,6 +21,7 @@ from freehold.provenance.ledger import Ledger
 from freehold.provenance.packing import Pack, Selection, make_pack
 from freehold.provenance.proofs import check_file, prove
 from freehold.signing import Identity
+from tests.provenance.made import add, exchange, ledger
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.provenance.made import add, body, exchange, ledger, part, state
 
 from freehold.database import Database
 from freehold.provenance.exchanges import Call, Message
 from freehold.provenance.ledger import Ledger
+from tests.provenance.made import add, body, exchange, ledger, part, state
 
 CLOSED = (
     "The harbour of the old town freezes only every other winter, because warm water from the power station "

@@ -7,15 +7,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.provenance import attacks
-from tests.provenance.attacks import Attack
-from tests.provenance.made import add, exchange, ledger
 
 from freehold.database import Database, Transaction
 from freehold.provenance import heads
 from freehold.provenance.ledger import KEY_FILE, Ledger
 from freehold.provenance.verify import WITHOUT_HEAD, verify
 from freehold.signing import Identity
+from tests.provenance import attacks
+from tests.provenance.attacks import Attack
+from tests.provenance.made import add, exchange, ledger
 
 SIZE = 60
 
