@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,7 @@ from freehold.provenance.exchanges import Deed
 from freehold.provenance.export import export
 from freehold.provenance.packing import Selection, make_pack
 from freehold.provenance.records import new_id, text_hash, text_of
-from freehold.provenance.terms import Source, default_terms
+from freehold.provenance.terms import Source, known_terms
 from freehold.provenance.verify import verify
 from freehold.provenance.weights import files_of
 from freehold.signing import canonical
@@ -294,7 +295,7 @@ def test_weights_are_named_by_their_bytes_and_licence(database: Database, tmp_pa
     (model / "model.safetensors").write_bytes(b"weights")
     (model / "README.md").write_text("---\nlicense: apache-2.0\n---\n")
     with ledger(database, tmp_path) as kept:
-        kept._terms = default_terms
+        kept._terms = known_terms
         local = part(files=files_of(model))
         (id,) = add(kept, exchange("hello", "Hi.", local))
         (served,) = body(kept, id)["served_by"]
@@ -314,14 +315,37 @@ def test_weights_are_named_by_their_bytes_and_licence(database: Database, tmp_pa
         assert body(kept, third)["served_by"][0]["weights"] is None and state(kept, third) == "unknown"
 
 
-def test_nothing_is_known_of_providers_by_default() -> None:
-    from datetime import UTC, datetime
+@pytest.mark.parametrize(
+    ("provider", "day", "training"),
+    [
+        ("openai", "2026-01-01", "barred"),
+        ("api.openai.com", "2023-05-01", "barred"),
+        ("company.openai.azure.com", "2026-01-01", "barred"),
+        ("api.anthropic.com", "2026-01-01", "barred"),
+        ("deepseek", "2025-01-19", "unknown"),  # the same provider, a day apart
+        ("deepseek", "2025-01-20", "allowed"),
+        ("api.deepseek.com", "2025-06-01", "allowed"),
+        ("openai", "2019-01-01", "unknown"),  # before any terms that are written down
+        ("llm.example", "2026-01-01", "unknown"),
+        ("", "2026-01-01", "unknown"),
+    ],
+)
+def test_a_providers_terms_of_the_day_decide(provider: str, day: str, training: str) -> None:
+    found = known_terms(Source(False, provider, "m"), datetime.fromisoformat(day).replace(tzinfo=UTC))
+    assert found.training == training
+    assert (found.digest is not None) == ("no terms of" not in found.why)
 
-    at = datetime.now(UTC)
-    assert default_terms(Source(False, "openai", "gpt"), at).training == "unknown"
-    assert default_terms(Source(True, "", "m", "d", "MIT"), at).training == "allowed"
-    assert default_terms(Source(True, "", "m", "d", "llama3"), at).training == "unknown"
-    assert default_terms(Source(True, "", "m"), at).training == "unknown"
+
+@pytest.mark.parametrize(
+    ("licence", "training"),
+    [
+        ("MIT", "allowed"), ("apache-2.0", "allowed"), ("openmdw-1.0", "allowed"), ("MIT OR llama2", "allowed"),
+        ("llama2", "barred"), ("MIT AND llama2", "barred"), ("llama3.1", "unknown"), ("gemma", "unknown"),
+        ("cc-by-nc-4.0", "unknown"), ("other", "unknown"), (None, "unknown"), ("Some Words", "unknown"),
+    ],
+)  # fmt: skip
+def test_open_weights_are_judged_by_the_licence_they_declare(licence: str | None, training: str) -> None:
+    assert known_terms(Source(True, "", "m", "d", licence), datetime.now(UTC)).training == training
 
 
 def test_a_deed_is_on_record_behind_what_ended_before_it(database: Database, tmp_path: Path) -> None:

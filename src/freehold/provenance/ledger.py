@@ -30,7 +30,7 @@ from freehold.provenance.overlap import Prints
 from freehold.provenance.published import publish
 from freehold.provenance.recorded import Item, with_sources, write
 from freehold.provenance.records import new_id
-from freehold.provenance.terms import Source, TermsInForce, default_terms
+from freehold.provenance.terms import Source, TermsInForce, known_terms
 from freehold.provenance.weights import Weights, weights_of
 from freehold.settings import ProvenanceSettings
 from freehold.signing import Identity, Vault
@@ -61,7 +61,7 @@ class Ledger:
         settings: ProvenanceSettings | None = None,
         *,
         directory: Path | None = None,
-        terms: TermsInForce = default_terms,
+        terms: TermsInForce = known_terms,
         now: Callable[[], float] = time.time,
     ) -> None:
         self.database = database

@@ -1,19 +1,26 @@
-"""What the ledger asks about the terms a backend answers under, and what it takes when nobody knows better.
+"""What the ledger asks about the terms a backend answers under, at the time it answers (R11).
 
-The knowledge itself (licences, providers' terms by date) is data of its own; whoever has it hands over a function of this
-shape. The default knows a few licences of open weights by name and nothing of any provider.
+The knowledge itself (licences, providers' terms by date) is data of its own; here it becomes one word for each source.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal, Protocol
 
+from freehold.provenance import licences
+from freehold.provenance.knowledge import FREE_CLASSES, Licence
+from freehold.provenance.provider_terms import terms_in_force
+
 Training = Literal["allowed", "barred", "unknown"]
 
-OPEN = frozenset({"apache-2.0", "mit", "bsd-2-clause", "bsd-3-clause", "cc0-1.0", "cc-by-4.0", "openmdw-1.0", "isc"})
-"""Licences (SPDX) that say nothing against training on what the model writes."""
+_ORDER: Sequence[Training] = ("allowed", "unknown", "barred")
+_CONDITIONS = frozenset(
+    {"outputs-contested", "outputs-reach", "outputs-named", "nc", "use-restricted", "unknown", "unread"}
+)
+"""Traits that leave something to read, to name or to pass on: not free for everybody's training."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +62,42 @@ class TermsInForce(Protocol):
     def __call__(self, source: Source, at: datetime) -> Terms: ...  # noqa: D102
 
 
-def default_terms(source: Source, at: datetime) -> Terms:
-    """Open weights by their declared licence; everything else is unknown (R10)."""
-    if not source.local:
-        return Terms("unknown", None, f"no terms of {source.provider or 'this provider'} are known")
-    licence = (source.licence or "").lower()
-    if licence in OPEN:
-        return Terms("allowed", None, f"the model declares {licence}")
-    return Terms("unknown", None, f"the model declares {licence}" if licence else "the model declares no licence")
+def known_terms(source: Source, at: datetime) -> Terms:
+    """What the knowledge base has: a provider's terms of that day, open weights by their declared licence.
+
+    What nobody has written down is unknown (R10), and so is what somebody would have to read first.
+    """
+    return _of_weights(source.licence) if source.local else _of_provider(source.provider, at)
+
+
+def _of_provider(provider: str, at: datetime) -> Terms:
+    found = terms_in_force(provider, at)
+    if found is None:
+        return Terms("unknown", None, f"no terms of {provider or 'this provider'} are known for {at:%Y-%m-%d}")
+    training: Training = "allowed" if found.trains == "free" else "barred" if found.trains == "barred" else "unknown"
+    later = f", last checked {found.version.checked}" if found.stale else ""
+    return Terms(training, found.digest, f"{found.version.document}, in force from {found.version.since}{later}")
+
+
+def _of_weights(declared: str | None) -> Terms:
+    expression = licences.normalize(declared)
+    if expression is None:
+        return Terms("unknown", None, "the model declares no licence that is known")
+    choices = [[licences.lookup(name) for name in choice] for choice in licences.alternatives(expression)]
+    best = min((_strictest(choice) for choice in choices), key=_ORDER.index)
+    return Terms(best, None, f"the model declares {expression}")
+
+
+def _strictest(together: Sequence[Licence]) -> Training:
+    """Of licences that all apply."""
+    return max((_on_outputs(licence) for licence in together), key=_ORDER.index, default="unknown")
+
+
+def _on_outputs(licence: Licence) -> Training:
+    """What a licence of weights says about training on what the model writes."""
+    if "outputs-barred" in licence.traits:
+        return "barred"
+    if _CONDITIONS & licence.traits.keys():
+        return "unknown"
+    free = "outputs-free" in licence.traits or licence.cls in FREE_CLASSES
+    return "allowed" if free else "unknown"
