@@ -6,7 +6,8 @@ The gateway runs in a process of its own, with a database, a script in place of 
 gateway's memory; the script continues broken answers as the engine would), and two providers on loopback: every few
 seconds the first takes another of the drill's faults and is well again, the second stays well. Requests come at a fixed rate
 whatever becomes of them, every second one streamed. Reported: answers and losses, growth of the gateway's memory over the
-last two thirds of the run, sockets it holds when all is over, and whether each request has its rows in the ledger of usage.
+last two thirds of the run, sockets it holds when all is over, and whether each request has its row of usage and each answer the
+record in the ledger that its header names.
 
 `--check` exits 1 when a request was lost or is not accounted for, memory grew by more than 1 MiB, or a socket leaked.
 """
@@ -49,6 +50,7 @@ class Tally:
     lost: Counter[str] = field(default_factory=Counter)
     by: Counter[str] = field(default_factory=Counter)
     ids: set[str] = field(default_factory=set)
+    records: set[str] = field(default_factory=set)  # in the ledger, as the answers named them
     milliseconds: list[float] = field(default_factory=list)
     rss: list[tuple[float, int]] = field(default_factory=list)  # seconds since the start, bytes
 
@@ -88,9 +90,11 @@ def serve(directory: str, first: str, second: str) -> None:
     from freehold.gateway.quarantine import QuarantineStore
     from freehold.gateway.server import bind, serve_on
     from freehold.gateway.service import Gateway
+    from freehold.provenance.ledger import Ledger
     from freehold.settings import (
         BreakerSettings,
         GuardSettings,
+        ProvenanceSettings,
         RouteSettings,
         ServerSettings,
         Settings,
@@ -103,6 +107,7 @@ def serve(directory: str, first: str, second: str) -> None:
         quarantine_seconds=1.0, longest_wait_seconds=2.0
     )  # so that faults are met again and again
     settings = Settings(server=ServerSettings(port=0), guards=guards, upstreams=upstreams, breaker=breaker)
+    database = Database(f"sqlite:///{directory}/usage.db")
     gateway = Gateway(
         ScriptedCore(),  # type: ignore[arg-type]
         [OpenAIBackend(upstream, guards) for upstream in upstreams],
@@ -111,7 +116,8 @@ def serve(directory: str, first: str, second: str) -> None:
         upstreams=upstreams,
         breaker=breaker,
         store=QuarantineStore(Path(directory)),
-        budget=Budget(Database(f"sqlite:///{directory}/usage.db"), upstreams=upstreams),
+        budget=Budget(database, upstreams=upstreams),
+        ledger=Ledger(database, ProvenanceSettings(journal_dir=f"{directory}/journal"), directory=Path(directory)),
     )
     with bind(settings.server) as listener:
         port = listener.getsockname()[1]
@@ -125,6 +131,7 @@ async def one(client: httpx2.AsyncClient, url: str, stream: bool, tally: Tally) 
     try:
         answer = await client.post(url, json=body)
         tally.ids.add(answer.headers.get("x-request-id", ""))
+        tally.records.add(answer.headers.get("x-freehold-provenance", ""))
         wrong = _wrong(answer, stream)
     except httpx2.HTTPError as error:
         wrong = type(error).__name__
@@ -207,7 +214,7 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
             await first.close()
             await second.close()
         rows = accounted(directory)
-    return report(tally, idle, left, rows)
+    return report(tally, idle, left, *rows)
 
 
 async def _settled(pid: int, idle: int, seconds: float = 45) -> int:
@@ -234,13 +241,14 @@ def sockets(pid: int) -> int:
     return count
 
 
-def accounted(directory: str) -> set[str]:
-    """Requests that have a row of usage."""
+def accounted(directory: str) -> tuple[set[str], set[str]]:
+    """Requests that have a row of usage, and records of the ledger."""
     from freehold.cost import usage
     from freehold.database import Database
+    from freehold.provenance.reading import newest
 
     with Database(f"sqlite:///{directory}/usage.db") as database:
-        return {row.request_id for row in usage.read(database)}
+        return {row.request_id for row in usage.read(database)}, {record.id for record in newest(database)}
 
 
 def growth(samples: list[tuple[float, int]]) -> float:
@@ -250,7 +258,7 @@ def growth(samples: list[tuple[float, int]]) -> float:
     return (statistics.median(late[-tenth:]) - statistics.median(late[:tenth])) / 2**20
 
 
-def report(tally: Tally, idle: int, left: int, rows: set[str]) -> dict[str, Any]:
+def report(tally: Tally, idle: int, left: int, rows: set[str], records: set[str]) -> dict[str, Any]:
     """What was found."""
     return {
         "requests": len(tally.milliseconds),
@@ -264,6 +272,7 @@ def report(tally: Tally, idle: int, left: int, rows: set[str]) -> dict[str, Any]
         "sockets_idle": idle,
         "sockets_left": left,
         "not_accounted": len(tally.ids - rows),
+        "not_recorded": len(tally.records - records),
     }
 
 
@@ -271,7 +280,9 @@ def short(found: dict[str, Any]) -> list[str]:
     """In what it fell short."""
     problems = [f"{count} requests lost: {what}" for what, count in found["lost"].items()]
     if found["not_accounted"]:
-        problems.append(f"{found['not_accounted']} requests are not in the ledger")
+        problems.append(f"{found['not_accounted']} requests have no row of usage")
+    if found["not_recorded"]:
+        problems.append(f"{found['not_recorded']} answers have no record in the ledger")
     if found["rss_growth_mib"] > MAX_GROWTH_MIB:
         problems.append(f"memory grew by {found['rss_growth_mib']} MiB")
     if found["sockets_left"] > 0:
