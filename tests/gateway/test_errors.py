@@ -78,6 +78,8 @@ CASES = [
      "invalid_value"),
     (CHAT, body(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:,"}}]}]),
      "messages[0].content[0]", "unsupported_parameter"),
+    (CHAT, body(messages=[{"role": "user", "content": "hi"}, {"role": "tool", "content": "42", "tool_call_id": "call_x"}]),
+     "messages[1].tool_call_id", "invalid_value"),
     (TEXT, without(text_body(), "prompt"), "prompt", "missing_required_parameter"),
     (TEXT, text_body(prompt=[]), "prompt", "invalid_value"),
     (TEXT, text_body(prompt=["a", 1]), "prompt", "invalid_value"),

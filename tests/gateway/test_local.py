@@ -219,6 +219,9 @@ def test_calls_stop_where_one_is_allowed_and_may_follow_each_other_otherwise(
         assert len(calls_of(loop.run(gathered(backend, asked)))) >= expected
         if not parallel:
             assert len(calls_of(loop.run(gathered(backend, asked)))) == 1
+    named = {"type": "function", "function": {"name": TOOLS[1].name}}
+    asked = ask(tools=TOOLS, tool_choice=named, sampling=Sampling(temperature=0, logit_bias=bias))
+    assert len(calls_of(loop.run(gathered(backend, asked)))) == 1  # as at OpenAI
 
 
 def scripted(directory: Path, reply: fakes.Reply | str, template: str | None = None) -> tuple[fakes.Loop, LocalBackend]:

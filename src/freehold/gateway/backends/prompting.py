@@ -151,8 +151,10 @@ class Prompter:
             structured = None
         if request.turns and request.wants_tools:
             tools, forced = offered(request)
+            named = isinstance(request.tool_choice, dict) and request.tool_choice.get("type") == "function"
             grammar = grammars.tool_calls(
-                self.family, tools, self.mark, forced=forced, parallel=request.parallel_tool_calls is not False,
+                self.family, tools, self.mark, forced=forced,
+                parallel=request.parallel_tool_calls is not False and not named,  # a named function is called once
                 opening=prepared.opening, response_format=structured,
             )  # fmt: skip
             return replace(prepared, grammar=grammar)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from freehold.gateway.conversation import Tool
+from freehold.gateway.conversation import Tool, Turn
 from freehold.gateway.failures import RequestError
 
 
@@ -38,6 +38,24 @@ def check_needs_tools(choice: str | dict[str, Any] | None, tools: Sequence[Tool]
         raise RequestError(
             f"Invalid '{param}': a call is demanded, but there are no tools.", param=param, code="invalid_value"
         )
+
+
+def check_answers(turns: Sequence[Turn]) -> None:
+    """A tool's message answers a call of an earlier assistant's message, as OpenAI demands.
+
+    Raises:
+        RequestError: names the first that answers nobody.
+    """
+    called: set[str] = set()
+    for i, turn in enumerate(turns):
+        called.update(call.id for call in turn.tool_calls)
+        if turn.role == "tool" and turn.tool_call_id not in called:
+            raise RequestError(
+                "Invalid parameter: messages with role 'tool' must be a response to a preceding message with "
+                f"'tool_calls', but nobody has called '{(turn.tool_call_id or '')[:100]}'.",
+                param=f"messages[{i}].tool_call_id",
+                code="invalid_value",
+            )
 
 
 def check_format(given: dict[str, Any] | None, param: str = "response_format") -> dict[str, Any] | None:

@@ -24,7 +24,7 @@ from freehold.gateway.conversation import (
 from freehold.gateway.dialects import Dialect
 from freehold.gateway.dialects import body as bodies
 from freehold.gateway.dialects.leftovers import clean, unknown
-from freehold.gateway.dialects.neutral import allowed, check_format, check_needs_tools, function_choice
+from freehold.gateway.dialects.neutral import allowed, check_answers, check_format, check_needs_tools, function_choice
 from freehold.gateway.dialects.openai_chat_encoder import ChatEncoder
 from freehold.gateway.dialects.openai_fields import SharedFields, ToolChoice
 from freehold.gateway.failures import RequestError
@@ -181,10 +181,12 @@ def decode(body: bytes, request_id: str) -> tuple[Request, ChatEncoder]:
     tools, others = _tools(fields.tools or [])
     choice, offered = _choice(fields.tool_choice, tools)
     thinking = fields.reasoning or ReasoningOptions()
+    turns = tuple(_turn(message, i) for i, message in enumerate(fields.messages))
+    check_answers(turns)
     request = Request(
         id=request_id,
         model=fields.model,
-        turns=tuple(_turn(message, i) for i, message in enumerate(fields.messages)),
+        turns=turns,
         sampling=fields.sampling(),
         stop=fields.stops(),
         n=fields.n or 1,

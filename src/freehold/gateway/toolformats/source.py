@@ -13,6 +13,8 @@ from typing import TypeAlias, TypeVar
 
 MAX_HEAD = 4096
 """Characters of a call before its name is known; more is no call."""
+CHANCE = 4
+"""Characters of a mark with which a text may end by chance."""
 
 T = TypeVar("T")
 Reads: TypeAlias = Generator[None, None, T]
@@ -80,15 +82,20 @@ class Source:
                 self.unread = self.unread[place + len(mark) :]
                 self.outside, self._taken = False, ""
                 return mark
+            part = max((begun(self.unread, mark) for mark in marks), default=0)
             if self.ended:
-                self.text(self.unread)
+                self.text(self.unread[: len(self.unread) - part].rstrip() if self._cut(part) else self.unread)
                 self.unread = ""
                 return None
-            keep = len(self.unread) - max((begun(self.unread, mark) for mark in marks), default=0)
+            keep = len(self.unread) - part
             keep = len(self.unread[:keep].rstrip())
             self.text(self.unread[:keep])
             self.unread = self.unread[keep:]
             yield
+
+    def _cut(self, part: int) -> bool:
+        """Whether the text's end is a mark that a limit cut: after a call, or when it is too long for chance."""
+        return part > 0 and (self.calls > 0 or part > CHANCE)
 
     def space(self) -> Reads[None]:
         """Skips white space."""
