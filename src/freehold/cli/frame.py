@@ -41,6 +41,8 @@ VERBS = {
     "ledger": "Show, verify and prove what was recorded.",
     "export": "Write recorded chats as training data, without what terms forbid.",
     "trace": "Find where a text may be from, in a corpus of yours.",
+    "certify": "Judge whether an endpoint is interchangeable, and sign a certificate.",
+    "verify": "Judge a certificate again, offline.",
     "doctor": "Check this machine and say what was chosen and why.",
     "config": "Show, write and check the settings.",
     "completion": "Print the completion script of a shell.",
