@@ -81,10 +81,19 @@ def _undeclared(requirement: Requirement, evidence: Evidence) -> str:
         case "cross":
             return "" if len(declared.dialects) > 1 else "a second dialect"
         case "reference":
-            return "" if evidence.reference is not None else "a reference"
+            return _incomparable(requirement, evidence)
         case "any":
             return ""
     return "" if requirement.dialect in declared.dialects else f"dialect {requirement.dialect}"
+
+
+def _incomparable(requirement: Requirement, evidence: Evidence) -> str:
+    """Why there is nothing to compare with: no reference, or one that does not declare it can do this."""
+    if evidence.reference is None:
+        return "a reference"
+    other = evidence.reference.declared
+    known = not requirement.capability or other.has(requirement.capability)
+    return "" if known else f"capability {requirement.capability} of the reference"
 
 
 def _reached(
@@ -108,6 +117,6 @@ def _blocking(
     for requirement, verdict in zip(asked, verdicts, strict=True):
         if requirement.level != level or not requirement.must or verdict.status == "PASS":
             continue
-        if verdict.status != "NOT_DECLARED" or requirement.dialect in ("cross", "reference"):
+        if verdict.status != "NOT_DECLARED" or verdict.note in ("a second dialect", "a reference"):
             found.append(requirement.id)
     return found

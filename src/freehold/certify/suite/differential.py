@@ -75,9 +75,8 @@ async def handover(ask: Ask) -> None:
     """A conversation that the reference began (or this server, where there is none) with a call."""
     tools = offered(ask.draw, 1)
     prompt = f"Use the tool {name_of(tools[0])}."
-    asked = await ask.chat(
-        "call", prompt, tools=tools, tool_choice="required", parallel_tool_calls=False, max_tokens=LIMIT
-    )
+    named = {"type": "function", "function": {"name": name_of(tools[0])}}
+    asked = await ask.chat("call", prompt, tools=tools, tool_choice=named, max_tokens=LIMIT)
     begun = ask.reference["df.handover/call"] if ask.reference is not None else asked
     message = dig(begun, begun.good, "choices", 0, "message")
     calls = message.get("tool_calls") or []
