@@ -107,6 +107,9 @@ def test_nobody_at_the_address_and_no_address_are_errors() -> None:
         asyncio.run(Endpoint("http://127.0.0.1:1").send(Call("GET", "/models")))
     with pytest.raises(UsageError, match="expected the URL"):
         _ = Endpoint("ftp://x").base
+    with pytest.raises(UsageError, match="without a password") as error:
+        _ = Endpoint("http://user:hunter2@a.example").base
+    assert "hunter2" not in error.value.message
     assert Endpoint("localhost:8000/v1/").base.geturl() == "http://localhost:8000/v1"
     assert Endpoint("https://a.example/api").base.geturl() == "https://a.example/api/v1"
 

@@ -47,6 +47,8 @@ class Endpoint:
             raise UsageError(
                 f"expected the URL of an API, found {self.url!r}", hint="for example http://127.0.0.1:7411"
             )
+        if "@" in parts.netloc:  # it would stand in the certificate
+            raise UsageError("expected a URL without a password", hint="name the key's variable with --key-env")
         path = parts.path.rstrip("/")
         return parts._replace(path=path if path.endswith("/v1") else path + "/v1", query="", fragment="")
 
@@ -84,7 +86,7 @@ class Endpoint:
 
     def _head(self, call: Call) -> h11.Request:
         base = self.base
-        headers = [("host", base.netloc.rpartition("@")[2]), ("connection", "close"), ("accept-encoding", "identity")]
+        headers = [("host", base.netloc), ("connection", "close"), ("accept-encoding", "identity")]
         headers += [("user-agent", "freehold-certify"), *call.headers]
         if call.body or call.method == "POST":
             headers += [("content-length", str(len(call.body)))]
