@@ -11,9 +11,11 @@ Hashes are keyed with the ledger's secret: without it nobody can test whether a 
 
 from __future__ import annotations
 
-import functools
 import hashlib
+from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,8 +29,12 @@ NEAR = 0.5
 """Similarity that a signature must estimate for two passages to count as near-duplicates."""
 LARGEST = 1 << 20
 """Bytes of a text that are looked at; whoever sends more gets the beginning checked and is told so in the record."""
-REMEMBERED = 4096
+REMEMBERED = 16 << 20
+"""Bytes of fingerprints that are remembered of each kind: a long prompt has a megabyte of them."""
 
+ENTRY = 256  # bytes that an entry takes beside what is counted
+
+T = TypeVar("T")
 Runs = NDArray[np.int64]
 
 
@@ -38,6 +44,29 @@ class Passages:
 
     signatures: tuple[bytes, ...]
     bands: tuple[tuple[int, ...], ...]
+
+
+class Latest(Generic[T]):
+    """What was made of the latest texts, up to so many bytes; texts are known by their hashes, not kept."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._size = 0
+        self._kept: OrderedDict[bytes, tuple[T, int]] = OrderedDict()
+
+    def get(self, text: str, make: Callable[[str], T], size: Callable[[T], int]) -> T:
+        """What `make` makes of a text, now or lately."""
+        key = hashlib.blake2b(text.encode("utf-8", "replace"), digest_size=16).digest()
+        if (known := self._kept.get(key)) is not None:
+            self._kept.move_to_end(key)
+            return known[0]
+        made = make(text)
+        cost = size(made) + ENTRY
+        self._kept[key] = made, cost
+        self._size += cost
+        while self._size > self._most:
+            self._size -= self._kept.popitem(last=False)[1][1]
+        return made
 
 
 class Prints:
@@ -50,8 +79,16 @@ class Prints:
     def __init__(self, secret: bytes) -> None:
         self._key = hashlib.blake2b(b"tags", key=secret, digest_size=32).digest()
         self._factor = np.uint64(int.from_bytes(hashlib.blake2b(b"runs", key=secret, digest_size=8).digest()) | 1)
-        self.runs = functools.lru_cache(REMEMBERED)(self._runs)
-        self.passages = functools.lru_cache(REMEMBERED)(self._passages)
+        self._runs_of: Latest[Runs] = Latest(REMEMBERED)
+        self._passages_of: Latest[Passages] = Latest(REMEMBERED)
+
+    def runs(self, text: str) -> Runs:
+        """Hashes of all runs of `RUN` words, in their order."""
+        return self._runs_of.get(text, self._runs, lambda found: found.nbytes)
+
+    def passages(self, text: str) -> Passages:
+        """Signatures of a text's passages."""
+        return self._passages_of.get(text, self._passages, lambda found: sum(map(len, found.signatures)) * 3)
 
     def tag(self, message: Message) -> bytes:
         """What an assistant said, whatever its white space: equal for equal answers."""
@@ -67,7 +104,6 @@ class Prints:
         return hashlib.blake2b(raw, key=self._key, digest_size=16).digest()
 
     def _runs(self, text: str) -> Runs:
-        """Hashes of all runs of `RUN` words, in their order."""
         found = minhash.words(_bytes(text)).hashes
         count = len(found) - RUN + 1
         if count < 1:
