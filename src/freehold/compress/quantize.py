@@ -82,27 +82,27 @@ def bf16_bits(values: F32) -> NDArray[np.uint16]:
     return (rounded >> np.uint32(16)).astype(np.uint16)
 
 
-def _symmetric(w: F32, bits: int) -> tuple[F32, F32, None, F32]:
+def _symmetric(w: F32, bits: int, importance: F32 | None = None) -> tuple[F32, F32, None, F32]:
     half = 1 << (bits - 1)
     low, high = _f(-half), _f(half - 1)
     top, bottom = w.max(axis=0), w.min(axis=0)
     extreme = np.where(top >= -bottom, top, bottom)
-    best = _Best(w)
+    best = _Best(w, importance)
     for code in _SYMMETRIC[bits]:
         best.offer(_codes(w, _ratio(_f(code), extreme), low, high, best.scratch))
     plain = round_bf16(np.abs(extreme) / high)
     scale = round_bf16(best.scale)
-    q, errors = _settle(w, scale, low, high)
-    q_plain, errors_plain = _settle(w, plain, low, high)
+    q, errors = _settle(w, scale, low, high, importance)
+    q_plain, errors_plain = _settle(w, plain, low, high, importance)
     worse = errors_plain < errors
     q[:, worse], scale[worse], errors[worse] = q_plain[:, worse], plain[worse], errors_plain[worse]
     return q, _never_zero(scale), None, errors
 
 
-def _asymmetric(w: F32, bits: int) -> tuple[F32, F32, F32, F32]:
+def _asymmetric(w: F32, bits: int, importance: F32 | None = None) -> tuple[F32, F32, F32, F32]:
     span = _f((1 << bits) - 1)
     top, bottom = np.maximum(w.max(axis=0), _f(0)), np.minimum(w.min(axis=0), _f(0))
-    best = _Best(w)
+    best = _Best(w, importance)
     for shrink in _ASYMMETRIC[bits]:
         inverse = _ratio(span, (top - bottom) * _f(shrink))
         zero = np.clip(np.rint(-bottom * _f(shrink) * inverse), _f(0), span)
@@ -110,19 +110,30 @@ def _asymmetric(w: F32, bits: int) -> tuple[F32, F32, F32, F32]:
     plain = round_bf16((top - bottom) / span)
     zero_plain = np.clip(np.rint(-bottom * _ratio(_f(1), plain)), _f(0), span)
     scale, zero = round_bf16(best.scale), best.zero
-    q, errors = _settle(w, scale, -zero, span - zero)
-    q_plain, errors_plain = _settle(w, plain, -zero_plain, span - zero_plain)
+    q, errors = _settle(w, scale, -zero, span - zero, importance)
+    q_plain, errors_plain = _settle(w, plain, -zero_plain, span - zero_plain, importance)
     worse = errors_plain < errors
     q[:, worse], scale[worse], errors[worse] = q_plain[:, worse], plain[worse], errors_plain[worse]
     zero[worse] = zero_plain[worse]
     return q, _never_zero(scale), zero, errors
 
 
+def search(w: F32, bits: int, *, symmetric: bool, importance: F32) -> tuple[F32, F32 | None]:
+    """Scales (as stored) and zero points for the groups in the columns of w [group, N], errors weighted by row.
+
+    Args:
+        importance: float32 [group, 1] or [group, N], what the squared error of each weight counts.
+    """
+    q, scale, zero, _ = (_symmetric if symmetric else _asymmetric)(w, bits, importance)
+    return scale, zero
+
+
 class _Best:
     """The best candidate of each group so far."""
 
-    def __init__(self, w: F32) -> None:
-        self._w = w
+    def __init__(self, w: F32, importance: F32 | None = None) -> None:
+        self._w = w if importance is None else w * importance
+        self._importance = importance
         self._product = np.empty_like(w)
         self._gain = np.full(w.shape[1], -1, _f)
         self.scratch = np.empty_like(w)
@@ -131,7 +142,9 @@ class _Best:
 
     def offer(self, q: F32, zero: F32 | None = None) -> None:
         """Consider codes q (zero point taken off) with the scale that suits them best."""
-        wq, qq = _dot(self._w, q, self._product), _dot(q, q, self._product)
+        wq = _dot(self._w, q, self._product)
+        heavy = q if self._importance is None else q * self._importance
+        qq = _dot(heavy, q, self._product)
         scale = _ratio(wq, qq)
         gain = scale * wq
         better = gain > self._gain
@@ -148,12 +161,15 @@ def _codes(w: F32, inverse: F32, low: F32 | np.float32, high: F32 | np.float32, 
     return out
 
 
-def _settle(w: F32, scale: F32, low: F32 | np.float32, high: F32 | np.float32) -> tuple[F32, F32]:
-    """Codes for a fixed scale and the squared error of each group."""
+def _settle(
+    w: F32, scale: F32, low: F32 | np.float32, high: F32 | np.float32, importance: F32 | None
+) -> tuple[F32, F32]:
+    """Codes for a fixed scale and the (weighted) squared error of each group."""
     q = _codes(w, _ratio(_f(1), scale), low, high, np.empty_like(w))
     difference = q * scale
     np.subtract(w, difference, out=difference)
-    return q, _dot(difference, difference, difference)
+    heavy = difference if importance is None else difference * importance
+    return q, _dot(heavy, difference, difference)
 
 
 def _dot(a: F32, b: F32, out: F32) -> F32:

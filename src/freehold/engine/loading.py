@@ -86,6 +86,11 @@ def load_weights(checkpoint: Checkpoint, program: Program, precision: Precision 
     )
 
 
+def load_weight(checkpoint: Checkpoint, spec: WeightSpec, precision: Precision) -> Matrix | F32:
+    """One weight of a program; errors as `load_weights`, shapes unchecked."""
+    return _Loader(checkpoint, precision).load(spec)
+
+
 class _Loader:
     def __init__(self, checkpoint: Checkpoint, precision: Precision) -> None:
         self._checkpoint = checkpoint

@@ -1,0 +1,128 @@
+"""Rounding that makes up for itself: GPTQ (arXiv 2210.17323) with a weighted scale search for each group.
+
+Columns are rounded one after another; what each loses is made good by the columns that follow, as the inputs' second
+moment allows. Scales are searched when their group is reached, weighting each column's error by what it will finally
+cost. Knows arrays only: no files, no names.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from freehold.compress.quantize import search
+from freehold.errors import FormatError
+
+F32 = NDArray[np.float32]
+_f = np.float32
+
+DAMPING = 0.01
+"""Added to the correlation matrix's diagonal: inputs that hardly vary in the calibration text may vary elsewhere."""
+BLOCK = 128
+SMALL = 256  # triangular inverses below this size are LAPACK's
+
+
+@dataclass(frozen=True, slots=True)
+class Rounded:
+    """Rows on their grid: w = scales * (codes - zeros), with zeros = 2^(bits-1) where None.
+
+    Args:
+        codes: uint8 [N, K]; scales: float32 [N, K/group] as stored; zeros: uint8 as scales, or None.
+        costs: float64 [N], E moment E^T on the diagonal, E being the rounding error.
+    """
+
+    codes: NDArray[np.uint8]
+    scales: F32
+    zeros: NDArray[np.uint8] | None
+    costs: NDArray[np.float64]
+
+
+def inverse_root(correlation: NDArray[np.floating], scale: F32, damping: float = DAMPING) -> F32:
+    """Upper triangular U [K, K] with U^T U = (S (C + damping I) S)^-1, from the moment's correlation C and scale S.
+
+    Raises:
+        FormatError: C is no correlation matrix.
+    """
+    size = len(scale)
+    c = correlation.astype(_f)
+    c[np.arange(size), np.arange(size)] = _f(1 + damping)
+    try:
+        # C = R R^T with R upper triangular is a Cholesky factor read backwards, and R^-1 is the root wanted.
+        upper = np.ascontiguousarray(np.linalg.cholesky(c[::-1, ::-1])[::-1, ::-1])
+    except np.linalg.LinAlgError:
+        raise FormatError("expected a second moment that is positive definite", hint="calibrate again") from None
+    del c
+    root = _inverse_of_upper(upper)
+    floor = _f(1e-3) * _f(np.sqrt(np.mean(scale.astype(np.float64) ** 2))) or _f(1)
+    root /= np.maximum(scale, floor)[None, :]
+    return root
+
+
+def gptq(weights: F32, root: F32, bits: int, group: int, *, symmetric: bool, threads: int = 1) -> Rounded:
+    """Round float32 [N, K] given `inverse_root`; `group` divides K."""
+    chunks = np.array_split(np.arange(len(weights)), max(1, min(threads, len(weights) // 64)))
+    with ThreadPoolExecutor(len(chunks)) as pool:
+        parts = list(pool.map(lambda rows: _gptq(weights[rows], root, bits, group, symmetric), chunks))
+    zeros = [part.zeros for part in parts if part.zeros is not None]
+    return Rounded(
+        np.concatenate([part.codes for part in parts]),
+        np.concatenate([part.scales for part in parts]),
+        np.concatenate(zeros) if zeros else None,
+        np.concatenate([part.costs for part in parts]),
+    )
+
+
+def _gptq(weights: F32, root: F32, bits: int, group: int, symmetric: bool) -> Rounded:
+    rows, columns = weights.shape
+    w = np.ascontiguousarray(weights.T, dtype=_f)  # columns of the layer one after another
+    codes = np.empty((columns, rows), np.uint8)
+    scales = np.empty((columns // group, rows), _f)
+    zeros = None if symmetric else np.empty((columns // group, rows), np.uint8)
+    costs = np.zeros(rows, np.float64)
+    diagonal = np.diag(root).copy()
+    step = max(BLOCK, group)
+    for begin in range(0, columns, step):
+        end = min(begin + step, columns)
+        errors = np.empty((end - begin, rows), _f)
+        for column in range(begin, end):
+            if column % group == 0:
+                members = slice(column, column + group)
+                importance = (_f(1) / diagonal[members] ** 2)[:, None]
+                scale, zero = search(w[members], bits, symmetric=symmetric, importance=importance)
+                low = _f(-(1 << (bits - 1))) if zero is None else -zero
+                high = low + _f((1 << bits) - 1)
+                inverse = _f(1) / scale
+                scales[column // group] = scale
+                if zeros is not None and zero is not None:
+                    zeros[column // group] = zero
+            q = np.minimum(np.maximum(np.rint(w[column] * inverse), low), high)
+            codes[column] = q - low
+            error = (w[column] - q * scale) / diagonal[column]
+            errors[column - begin] = error
+            if column + 1 < end:
+                w[column + 1 : end] -= root[column, column + 1 : end, None] * error
+        costs += np.einsum("kn,kn->n", errors, errors, dtype=np.float64)
+        if end < columns:
+            w[end:] -= root[begin:end, end:].T @ errors
+    return Rounded(
+        np.ascontiguousarray(codes.T),
+        np.ascontiguousarray(scales.T),
+        None if zeros is None else np.ascontiguousarray(zeros.T),
+        costs,
+    )
+
+
+def _inverse_of_upper(upper: F32) -> F32:
+    """The inverse of an upper triangular matrix, halved until LAPACK takes it; zero below the diagonal."""
+    size = len(upper)
+    if size <= SMALL:
+        return np.triu(np.linalg.inv(upper)).astype(_f)
+    half = size // 2
+    out = np.zeros_like(upper)
+    out[:half, :half] = _inverse_of_upper(np.ascontiguousarray(upper[:half, :half]))
+    out[half:, half:] = _inverse_of_upper(np.ascontiguousarray(upper[half:, half:]))
+    out[:half, half:] = -(out[:half, :half] @ upper[:half, half:]) @ out[half:, half:]
+    return out

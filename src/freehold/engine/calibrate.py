@@ -1,0 +1,350 @@
+"""Calibration: what each linear of a model sees, and how much its errors would cost, measured on a text.
+
+The model runs in float32, layer by layer, first forwards, then backwards from tokens drawn from its own predictions
+(the Fisher information, whose quadratic form is the KL divergence to second order). For every linear this leaves
+
+    moment      E[s x x^T] over tokens: its input's second moment, tokens weighted by s = the size of the gradient at its
+                output (mean 1), stored as a correlation matrix in float16 and a scale
+    importance  E[g^2] for each output feature
+
+so that an error E of its weights costs about 1/2 * sum_n importance[n] * (E moment E^T)[n, n] nats of KL divergence (a
+Kronecker factorization: arXiv 1503.05671; weighting by the gradient: arXiv 2505.07004). All of it goes to files, one
+for each layer; a run that is cut off anywhere goes on from them. Memory: one layer's weights, moments and a window.
+
+    DIR/calibration.json     what was measured, on what; written last
+    DIR/00007.safetensors    a section: "<input>.correlation" f16 [K, K], "<input>.scale" f32 [K], "<tensor>.importance"
+                             f32 [N]; metadata "inputs": JSON, for each input its tensors and what int8 activations cost
+
+Knows no text, no number formats of weights and no plans.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import save
+
+from freehold.engine.loading import load_weight
+from freehold.engine.models import program_for
+from freehold.engine.tape import F32, Linear, Tape
+from freehold.errors import UsageError
+from freehold.formats.checkpoint import Checkpoint, open_checkpoint
+from freehold.kernels.matrix import Matrix
+from freehold.kernels.program import Op, Program
+from freehold.kernels.reference import quantize_rows
+
+Progress = Callable[[int, int | None, str], None]
+
+VERSION = 1
+"""Raised whenever the files would mean something else."""
+WINDOW = 512
+SMALLEST_WINDOW = 32
+UNITS = (32, 64, 128)
+INDEX = "calibration.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What was measured, on what.
+
+    Args:
+        source, text: digests (SHA-256) of the model and of the text.
+        tokens, window: tokens seen, and tokens to a window.
+        perplexity: of the model on this text: a number far off says that text and model don't fit.
+        seconds: of this run.
+    """
+
+    version: int
+    source: str
+    text: str
+    tokens: int
+    window: int
+    perplexity: float
+    seconds: float
+
+
+def calibrate(
+    path: Path, ids: Sequence[int], out: Path, *, source: str, text: str, progress: Progress | None = None
+) -> Facts:
+    """Measure a checkpoint on token ids and leave the statistics in `out`; windows that are not full are left out.
+
+    Finished statistics of the same model and text are taken as they are, unfinished ones are completed.
+
+    Raises:
+        UsageError: too few tokens, or ids outside the vocabulary.
+        FormatError, UnsupportedError: a checkpoint that can't be loaded, an operation without a derivative.
+    """
+    window = min(WINDOW, len(ids))
+    if window < SMALLEST_WINDOW:
+        raise UsageError(f"calibration needs at least {SMALLEST_WINDOW} tokens, got {len(ids)}")
+    count = len(ids) // window
+    windows = np.array(ids[: count * window], np.int64).reshape(count, window)
+    wanted = {"version": VERSION, "source": source, "text": text, "tokens": count * window, "window": window}
+    if (known := _finished(out, wanted)) is not None:
+        return known
+    started = time.monotonic()
+    with open_checkpoint(path) as checkpoint:
+        program = program_for(checkpoint.config)
+        if not 0 <= windows.min() <= windows.max() < program.vocabulary:
+            raise UsageError(f"a token id is outside the vocabulary of {program.vocabulary}")
+        _take_up(out, wanted)
+        work = _Work(checkpoint, program, windows, out, progress or _silent)
+        work.forward()
+        loss = work.backward()
+    facts = Facts(**wanted, perplexity=math.exp(loss), seconds=time.monotonic() - started)  # type: ignore[arg-type]
+    _write(out / INDEX, json.dumps(asdict(facts), indent=2).encode())
+    for path in [*out.glob("*.npy"), out / "begun.json"]:
+        path.unlink()
+    return facts
+
+
+class _Work:
+    """One calibration. Section n of `layers` is a decoder layer; the last one is the final norm and the output layer."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, program: Program, windows: NDArray[np.int64], out: Path, progress: Progress
+    ) -> None:
+        self._checkpoint, self._program, self._windows, self._out = checkpoint, program, windows, out
+        self._progress = progress
+        self._prelude, self._sections = sections(program)
+        self._step, self._steps = 0, len(self._sections) * 3 * len(windows)
+
+    def forward(self) -> None:
+        """The residual stream [windows, T, hidden] in front of every section, each in a file of its own."""
+        if not self._state(0).exists():
+            self._save(self._state(0), self._embedded())
+        for number, ops in enumerate(self._sections[:-1]):
+            if not self._state(number + 1).exists() and not self._section(number).exists():
+                weights = self._weights(ops)
+                x = np.load(self._state(number))
+                for window in range(len(x)):
+                    tape = self._run(ops, weights, x[window])
+                    x[window] = tape.values["x"]
+                    self._tick()
+                self._save(self._state(number + 1), x)
+            self._step = (number + 1) * len(self._windows)
+
+    def backward(self) -> float:
+        """Statistics of every section, from the last to the first; returns the mean negative log likelihood."""
+        loss = 0.0
+        for number in reversed(range(len(self._sections))):
+            if not self._section(number).exists():  # written after the gradient that the section below needs
+                self._measure(number)
+            self._step = self._steps - 2 * number * len(self._windows)
+        self._measure_embedding()
+        index = json.loads((self._out / f"{len(self._sections) - 1:05d}.json").read_text())
+        loss = index["loss"]
+        return float(loss)
+
+    def _measure(self, number: int) -> None:
+        ops, last = self._sections[number], number == len(self._sections) - 1
+        weights = self._weights(ops)
+        x = np.load(self._state(number))
+        gradient = None if last else np.load(self._gradient(number + 1))
+        moments: dict[str, Moment] = {}
+        before, loss = np.empty_like(x), 0.0
+        for window in range(len(x)):
+            tape = self._run(ops, weights, x[window])
+            if gradient is None:
+                given, nll = _drawn(tape.values["logits"], self._windows[window], window)
+                loss += nll
+                grads = tape.backward({"logits": given})
+            else:
+                grads = tape.backward({"x": gradient[window]})
+            before[window] = grads["x"]
+            for seen in tape.linears:
+                moments.setdefault(seen.weight, Moment(seen)).add(seen)
+            self._tick(2)
+        if last:
+            _write(self._out / f"{number:05d}.json", json.dumps({"loss": loss / len(x)}).encode())
+        self._save(self._gradient(number), before)
+        _write(self._section(number), self._encoded(moments))
+        if not last:
+            self._gradient(number + 1).unlink(missing_ok=True)
+
+    def _encoded(self, moments: dict[str, Moment]) -> bytes:
+        arrays: dict[str, NDArray[Any]] = {}
+        inputs: dict[str, Any] = {}
+        for name, moment in moments.items():
+            tensors = self._program.weights[name].sources
+            rows = [self._checkpoint.info(tensor).shape[0] for tensor in tensors]
+            parts = np.split(moment.importance, np.cumsum(rows)[:-1])
+            arrays |= {f"{t}.importance": part for t, part in zip(tensors, parts, strict=True)}
+            arrays[f"{name}.correlation"], arrays[f"{name}.scale"] = moment.normalized()
+            inputs[name] = {"tensors": list(tensors), "int8": moment.int8, "peak": moment.peak}
+        return save(arrays, {"inputs": json.dumps(inputs)})
+
+    def _measure_embedding(self) -> None:
+        """How much errors of the embedding's columns cost where it is looked up, and how often each token is."""
+        path = self._out / "embedding.safetensors"
+        if path.exists():
+            return
+        gradient = np.load(self._gradient(0)).reshape(-1, self._program.buffers["x"].columns)
+        op = next(op for op in self._program.ops if op.kind == "embed")
+        squared = (gradient.astype(np.float64) ** 2).mean(axis=0) * op.attrs.get("scale", 1.0) ** 2
+        counts = np.bincount(self._windows.reshape(-1), minlength=self._program.vocabulary)
+        arrays = {"importance": squared.astype(np.float32), "counts": counts.astype(np.float32)}
+        _write(path, save(arrays, {"tensor": self._program.weights[op.weights[0]].sources[0]}))
+
+    def _run(self, ops: Sequence[Op], weights: dict[str, F32], x: F32) -> Tape:
+        tape = Tape(weights, len(x))
+        tape.run(self._prelude)
+        tape.values["x"] = x
+        tape.run(ops)
+        return tape
+
+    def _weights(self, ops: Sequence[Op]) -> dict[str, F32]:
+        found = {}
+        for name in (name for op in [*self._prelude, *ops] for name in op.weights):
+            loaded = load_weight(self._checkpoint, self._program.weights[name], "f32")
+            found[name] = loaded.float32() if isinstance(loaded, Matrix) else loaded
+        return found
+
+    def _embedded(self) -> F32:
+        op = next(op for op in self._program.ops if op.kind == "embed")
+        table = load_weight(self._checkpoint, self._program.weights[op.weights[0]], "stored")
+        assert isinstance(table, Matrix)
+        rows = [table.rows(window.astype(np.int32)) for window in self._windows]
+        return np.stack(rows) * np.float32(op.attrs.get("scale", 1.0))
+
+    def _state(self, number: int) -> Path:
+        return self._out / f"state-{number:05d}.npy"
+
+    def _gradient(self, number: int) -> Path:
+        return self._out / f"gradient-{number:05d}.npy"
+
+    def _section(self, number: int) -> Path:
+        return self._out / f"{number:05d}.safetensors"
+
+    def _save(self, path: Path, values: F32) -> None:
+        partial = path.with_suffix(".partial")
+        with partial.open("wb") as file:
+            np.save(file, values)
+        partial.rename(path)
+
+    def _tick(self, steps: int = 1) -> None:
+        self._step += steps
+        self._progress(self._step, self._steps, "calibrating")
+
+
+class Moment:
+    """Sums over tokens for one linear."""
+
+    def __init__(self, seen: Linear) -> None:
+        assert seen.gradient is not None
+        self._sum = np.zeros((seen.input.shape[1],) * 2, np.float32)
+        self._squares = np.zeros(seen.gradient.shape[1], np.float64)
+        self._weight = 0.0
+        self._tokens = 0
+        self._cost = dict.fromkeys(UNITS, 0.0)
+        self.peak = 0.0
+
+    def add(self, seen: Linear) -> None:
+        """One window."""
+        x, gradient, input_gradient = seen.input, seen.gradient, seen.input_gradient
+        assert gradient is not None and input_gradient is not None
+        squares = gradient * gradient
+        weight = squares.mean(axis=1)
+        weighted = x * np.sqrt(weight)[:, None]
+        self._sum += weighted.T @ weighted
+        self._squares += squares.sum(axis=0, dtype=np.float64)
+        self._weight += float(weight.sum(dtype=np.float64))
+        self._tokens += len(x)
+        for unit in UNITS:
+            error = x - _int8(x, unit)
+            self._cost[unit] += 0.5 * float((np.einsum("tk,tk->t", input_gradient, error) ** 2).sum(dtype=np.float64))
+        ratio = np.abs(x).max(axis=1) / np.sqrt((x * x).mean(axis=1) + np.float32(1e-30))
+        self.peak = max(self.peak, float(ratio.max()))
+
+    @property
+    def importance(self) -> F32:
+        """E[g^2] of each output."""
+        return (self._squares / self._tokens).astype(np.float32)
+
+    @property
+    def int8(self) -> dict[str, float]:
+        """Nats of KL divergence that rounding its input to int8 in groups of so many columns costs, to first order."""
+        return {str(unit): cost / self._tokens for unit, cost in self._cost.items()}
+
+    def normalized(self) -> tuple[NDArray[np.float16], F32]:
+        """E[s x x^T] as a correlation matrix and the root of its diagonal."""
+        mean = self._sum / np.float32(max(self._weight, 1e-30))
+        scale = np.sqrt(np.maximum(np.diag(mean), np.float32(0)))
+        inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
+        mean *= inverse[:, None]
+        mean *= inverse[None, :]
+        return mean.astype(np.float16), scale
+
+
+def sections(program: Program) -> tuple[list[Op], list[list[Op]]]:
+    """The operations every section needs (rope tables), and those of each layer and of the head."""
+    prelude = [op for op in program.ops if op.kind == "rope_table"]
+    found: list[list[Op]] = []
+    current = None
+    for op in program.ops:
+        if op.kind in ("rope_table", "embed"):
+            continue
+        layer = next((name.split(".")[1] for name in op.weights if name.startswith("layers.")), None)
+        if op.kind == "gather" or (layer is not None and layer != current):
+            found.append([])
+            current = layer
+        found[-1].append(op)
+    return prelude, found
+
+
+def _drawn(logits: F32, tokens: NDArray[np.int64], seed: int) -> tuple[F32, float]:
+    """Gradient of -log p(y) for tokens y drawn from the predictions, and the text's own mean -log p."""
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    p = np.exp(shifted)
+    total = p.sum(axis=1, keepdims=True)
+    nll = float((np.log(total[:-1, 0]) - shifted[np.arange(len(tokens) - 1), tokens[1:]]).mean())
+    p /= total
+    draws = np.random.default_rng(seed).random(len(p))
+    drawn = [min(int(np.searchsorted(np.cumsum(row), draw)), p.shape[1] - 1) for row, draw in zip(p, draws, strict=True)]
+    p[np.arange(len(p)), drawn] -= 1
+    return p, nll
+
+
+def _int8(x: F32, unit: int) -> F32:
+    codes, scales = quantize_rows(x, unit)
+    back = codes.reshape(len(x), -1, unit) * scales[:, :, None]
+    out: F32 = back.reshape(len(x), -1)[:, : x.shape[1]]
+    return out
+
+
+def _finished(out: Path, wanted: dict[str, Any]) -> Facts | None:
+    path = out / INDEX
+    if not path.is_file():
+        return None
+    known = json.loads(path.read_text())
+    return Facts(**known) if {key: known.get(key) for key in wanted} == wanted else None
+
+
+def _take_up(out: Path, wanted: dict[str, Any]) -> None:
+    """An empty directory, or what an earlier run of the same work left."""
+    begun = out / "begun.json"
+    if not begun.is_file() or json.loads(begun.read_text()) != wanted:
+        if out.exists() and any(out.iterdir()) and not begun.is_file() and not (out / INDEX).is_file():
+            raise UsageError(f"{out} is not empty and holds no calibration", hint="choose another directory")
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        _write(begun, json.dumps(wanted).encode())
+
+
+def _write(path: Path, data: bytes) -> None:
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(data)
+    partial.rename(path)
+
+
+def _silent(done: int, total: int | None, what: str) -> None:
+    return
