@@ -1,8 +1,14 @@
-"""`freehold compress`: a model in, a smaller model and a report out."""
+"""`freehold compress`: a model in, a smaller model and a report out.
+
+Brings the two rooms together: `engine.calibrate` measures a text's passage through the model and leaves files,
+`compress` plans and rounds by them.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,57 +16,95 @@ import click
 
 from freehold.cli.on_record import on_record
 from freehold.cli.options import as_json
-from freehold.cli.output import emit, emit_json, printable, progress, say, size, table
-from freehold.errors import UsageError
+from freehold.cli.output import Progress, emit, emit_json, printable, progress, say, size, table
+from freehold.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from freehold.compress import Report
+    from freehold.compress import CompressOptions, Report
+
+DEFAULT_BITS = 4.75  # 70% below bfloat16
+DEFAULT_TOKENS = 4096
+RULES = "none"
 
 
 @click.command("compress")
 @click.argument("source")
 @click.option("--out", type=click.Path(file_okay=False, path_type=Path), help="Directory to write.")
 @click.option("--name", help="Name in the store to write to instead. [default: SOURCE's, with -int4 or -int8]")
-@click.option("--bits", type=click.Choice(["4", "8"]), default="4", help="Bits of the linear layers. [default: 4]")
-@click.option("--group-size", type=click.Choice(["32", "64", "128"]), help="Weights that share a scale. [default: 32]")
-@click.option("--asymmetric", is_flag=True, help="Store zero points too: a smaller error for more bits.")
-@click.option("--embedding-bits", type=click.Choice(["8", "16"]), help="16 leaves embeddings alone. [default: 8]")
+@click.option(
+    "--bits",
+    type=click.FloatRange(4, 16),
+    help=f"Bits for each weight of the whole model, embeddings included. [default: {DEFAULT_BITS}]",
+)
+@click.option("--uniform", metavar="FORMAT", help='One format for everything instead: "int4 g32", "int8 per row".')
+@click.option("--plan", type=click.Path(dir_okay=False, path_type=Path), help="Follow this plan file.")
+@click.option("--plan-only", is_flag=True, help="Print the plan with its reasons; write nothing.")
+@click.option(
+    "--calibration",
+    metavar="builtin|none|FILE",
+    default="builtin",
+    show_default=True,
+    help="Text to measure on; none = round to nearest, formats by rule.",
+)
+@click.option(
+    "--calibration-tokens", type=click.IntRange(min=64), default=DEFAULT_TOKENS, show_default=True, help="Its tokens."
+)
+@click.option(
+    "--statistics",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Directory to keep the calibration in, for other budgets. [default: removed at the end]",
+)
+@click.option("--asymmetric", is_flag=True, help="Consider grids with zero points too: better, but not loaded by all.")
+@click.option("--group-size", type=click.Choice(["32", "64", "128"]), help="Without calibration. [default: 32]")
+@click.option("--embedding-bits", type=click.Choice(["8", "16"]), help="Without calibration. [default: 8]")
 @click.option("--force", is_flag=True, help="Replace an earlier result.")
 @as_json
 def command(
     source: str,
     out: Path | None,
     name: str | None,
-    bits: str,
-    group_size: str | None,
+    bits: float | None,
+    uniform: str | None,
+    plan: Path | None,
+    plan_only: bool,
+    calibration: str,
+    calibration_tokens: int,
+    statistics: Path | None,
     asymmetric: bool,
+    group_size: str | None,
     embedding_bits: str | None,
     force: bool,
     as_json: bool,
 ) -> None:
-    """Compress a model to int4 and report what it cost.
+    """Compress a model, spending a budget of bits where they count, and report what it cost.
 
-    SOURCE is anything `freehold pull` takes, a directory or a .gguf file. The result is a Hugging Face directory in the
+    SOURCE is anything `freehold pull` takes, a directory or a .gguf file. The model is measured on a text, layer by
+    layer; each layer then gets the number format that is worth its bytes. The result is a Hugging Face directory in the
     compressed-tensors format. A run that was cut off is taken up again where it stopped.
     """
-    from freehold.compress import CompressOptions, compress
+    from freehold.compress import compress, plan_text
     from freehold.formats import store
     from freehold.provenance.deeds import compressed
 
     if out is not None and name is not None:
         raise UsageError("--out and --name both say where to write", hint="give one of them")
-    given = {"group_size": group_size, "embedding_bits": embedding_bits}
-    chosen = {key: int(value) for key, value in given.items() if value is not None}
-    options = CompressOptions(bits=int(bits), overwrite=force, symmetric=not asymmetric, **chosen)
-    called = default_name(source, options.bits) if name is None else name
+    options = _options(bits, uniform, plan, calibration, asymmetric, group_size, embedding_bits, force)
+    called = default_name(source, 8 if options.bits == 8 or (bits or 0) >= 8 else 4) if name is None else name
     target = out or store_path(called)
     with progress() as bar:
         path = store.resolve(source, progress=bar)
+        kept = statistics or target.with_name(target.name + ".calibration.partial")
         try:
-            report = compress(path, target, options, bar)
+            measured = None if calibration == RULES else _calibrate(path, kept, calibration, calibration_tokens, bar)
+            if plan_only:
+                emit(plan_text(path, options, bar, statistics=measured).rstrip())
+                return
+            report = compress(path, target, options, bar, statistics=measured, plan=plan)
         except KeyboardInterrupt:
-            say(f"\ncut off: the same command takes it up again; the work so far is in {target}.partial")
+            say(f"\ncut off: the same command takes it up again; the work so far is in {target}.partial and {kept}")
             raise
+    if measured is not None and statistics is None:
+        shutil.rmtree(measured)
     shown = called if out is None else str(out)
     record = on_record(
         lambda settings: compressed(
@@ -71,6 +115,82 @@ def command(
         emit_json({"model": shown, "path": target, "report": report, "record": record})
     else:
         _print(report, shown)
+
+
+def _options(
+    bits: float | None,
+    uniform: str | None,
+    plan: Path | None,
+    calibration: str,
+    asymmetric: bool,
+    group_size: str | None,
+    embedding_bits: str | None,
+    force: bool,
+) -> CompressOptions:
+    from freehold.compress import CompressOptions
+
+    if [bits is not None, uniform is not None, plan is not None].count(True) > 1:
+        raise UsageError("--bits, --uniform and --plan all say what becomes of each layer", hint="give one of them")
+    if calibration != RULES:
+        if group_size or embedding_bits:
+            raise UsageError(
+                "--group-size and --embedding-bits are for --calibration none", hint='or say --uniform "int4 g64"'
+            )
+        budget = None if uniform or plan else bits or DEFAULT_BITS
+        return CompressOptions(budget=budget, uniform=uniform, symmetric=not asymmetric, overwrite=force)
+    if uniform is not None:
+        raise UsageError("--uniform needs a calibration", hint="with --calibration none, give --bits and --group-size")
+    if bits not in (None, 4, 8):
+        raise UsageError(f"without calibration --bits is 4 or 8, found {bits:g}", hint="a budget needs --calibration")
+    return CompressOptions(
+        bits=int(bits or 4),
+        group_size=int(group_size or 32),
+        embedding_bits=int(embedding_bits or 8),
+        symmetric=not asymmetric,
+        overwrite=force,
+    )
+
+
+def _calibrate(path: Path, out: Path, which: str, tokens: int, bar: Progress) -> Path:
+    """Statistics of the model on a text, measured now or found finished."""
+    from freehold.compress import builtin_text, digest
+    from freehold.engine.calibrate import calibrate
+    from freehold.formats import load_tokenizer
+
+    words = builtin_text() if which == "builtin" else read_text(Path(which))
+    ids = load_tokenizer(path).encode(words, special=False)[:tokens]
+    say(f"calibrating on {len(ids):,} tokens ({which}); a run that is cut off goes on from {out}")
+    try:
+        facts = calibrate(
+            path,
+            ids,
+            out,
+            source=digest(path, bar),
+            text=hashlib.sha256(words.encode()).hexdigest(),
+            progress=bar,
+        )
+    except UnsupportedError as error:
+        raise UnsupportedError(
+            error.message, hint="--calibration none rounds to nearest, whatever the model"
+        ) from error
+    say(f"calibrated in {facts.seconds:.0f} s; perplexity on that text {facts.perplexity:.1f}")
+    return out
+
+
+def read_text(path: Path) -> str:
+    """A file of UTF-8 text.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"can't read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} must be UTF-8 text, found byte {error.object[error.start]:#04x} at {error.start}"
+        ) from None
 
 
 def default_name(source: str, bits: int) -> str:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from freehold.cli.compress import read_text
 from freehold.cli.options import as_json, with_settings
 from freehold.cli.output import emit, emit_json, progress, table
-from freehold.errors import UsageError
 from freehold.settings import Settings
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ def command(
     from freehold.formats import load_tokenizer, store
 
     words, source = (
-        (_read(text), str(text)) if text else (help_topics(), f"pydoc_data.topics, Python {platform.python_version()}")
+        (read_text(text), str(text))
+        if text
+        else (help_topics(), f"pydoc_data.topics, Python {platform.python_version()}")
     )
     with progress() as bar:
         first, second = (store.resolve(reference, progress=bar) for reference in (original, compressed))
@@ -61,15 +63,6 @@ def help_topics() -> str:
     from pydoc_data.topics import topics
 
     return "\n\n".join(topics[name] for name in sorted(topics))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UsageError(
-            f"{path} must be UTF-8 text, found byte {error.object[error.start]:#04x} at {error.start}"
-        ) from None
 
 
 def _report(facts: dict[str, Any], result: Evaluation, as_json: bool) -> None:

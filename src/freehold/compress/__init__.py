@@ -1,17 +1,20 @@
 """Compression: a checkpoint in, a smaller checkpoint and an honest report out.
 
     from freehold.compress import CompressOptions, compress
-    report = compress(Path("model.gguf"), Path("model-int4"), CompressOptions(bits=4, group_size=32))
+    report = compress(Path("model.gguf"), Path("model-int4"), CompressOptions(budget=4.5), statistics=calibration)
 
-The result is a Hugging Face directory with a compressed-tensors `quantization_config`. The way: `plan` decides for each
-tensor (no data read), `layout` fixes every byte's place, `quantize` searches scales, `write` makes it resumable and
-atomic, `report` says what was lost. Knows no kernels and no engine: they meet at files on disk.
+The result is a Hugging Face directory with a compressed-tensors `quantization_config`. The way: `planning` spends a
+budget of bits by the costs that `sensitivity` measures (or `plan` decides by rule), `layout` fixes every byte's place,
+`gptq` and `quantize` round, `write` makes it resumable and atomic, `report` says what was lost. Knows no kernels and no
+engine: they meet at files on disk.
 """
 
+from freehold.compress.companions import digest
 from freehold.compress.options import CompressOptions, Progress
 from freehold.compress.plan import Plan, Scheme, TensorPlan, make_plan
 from freehold.compress.report import Report, TensorReport, by_kind
-from freehold.compress.run import compress
+from freehold.compress.run import compress, plan_text
+from freehold.compress.text import builtin_text
 
 __all__ = [
     "CompressOptions",
@@ -21,7 +24,10 @@ __all__ = [
     "Scheme",
     "TensorPlan",
     "TensorReport",
+    "builtin_text",
     "by_kind",
     "compress",
+    "digest",
     "make_plan",
+    "plan_text",
 ]

@@ -7,36 +7,31 @@ cost. Knows arrays only: no files, no names.
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.compress.quantize import search
+from freehold.compress.quantize import Quantized, search
 from freehold.errors import FormatError
 
 F32 = NDArray[np.float32]
 _f = np.float32
 
-DAMPING = 0.01
+DAMPING = 0.05
 """Added to the correlation matrix's diagonal: inputs that hardly vary in the calibration text may vary elsewhere."""
 BLOCK = 128
 SMALL = 256  # triangular inverses below this size are LAPACK's
 
 
 @dataclass(frozen=True, slots=True)
-class Rounded:
-    """Rows on their grid: w = scales * (codes - zeros), with zeros = 2^(bits-1) where None.
+class Rounded(Quantized):
+    """Rows on their grid, as `Quantized`, and what that costs.
 
     Args:
-        codes: uint8 [N, K]; scales: float32 [N, K/group] as stored; zeros: uint8 as scales, or None.
         costs: float64 [N], E moment E^T on the diagonal, E being the rounding error.
     """
 
-    codes: NDArray[np.uint8]
-    scales: F32
-    zeros: NDArray[np.uint8] | None
     costs: NDArray[np.float64]
 
 
@@ -61,21 +56,14 @@ def inverse_root(correlation: NDArray[np.floating], scale: F32, damping: float =
     return root
 
 
-def gptq(weights: F32, root: F32, bits: int, group: int, *, symmetric: bool, threads: int = 1) -> Rounded:
-    """Round float32 [N, K] given `inverse_root`; `group` divides K."""
-    chunks = np.array_split(np.arange(len(weights)), max(1, min(threads, len(weights) // 64)))
-    with ThreadPoolExecutor(len(chunks)) as pool:
-        parts = list(pool.map(lambda rows: _gptq(weights[rows], root, bits, group, symmetric), chunks))
-    zeros = [part.zeros for part in parts if part.zeros is not None]
-    return Rounded(
-        np.concatenate([part.codes for part in parts]),
-        np.concatenate([part.scales for part in parts]),
-        np.concatenate(zeros) if zeros else None,
-        np.concatenate([part.costs for part in parts]),
-    )
+def gptq(weights: F32, root: F32, bits: int, group: int, *, symmetric: bool) -> Rounded:
+    """Round float32 [N, K] given `inverse_root`; `group` divides K.
 
-
-def _gptq(weights: F32, root: F32, bits: int, group: int, symmetric: bool) -> Rounded:
+    Raises:
+        FormatError: a weight that is NaN or infinite.
+    """
+    if not np.isfinite(weights).all():
+        raise FormatError("expected finite weights, found NaN or infinity")
     rows, columns = weights.shape
     w = np.ascontiguousarray(weights.T, dtype=_f)  # columns of the layer one after another
     codes = np.empty((columns, rows), np.uint8)
@@ -107,11 +95,16 @@ def _gptq(weights: F32, root: F32, bits: int, group: int, symmetric: bool) -> Ro
         costs += np.einsum("kn,kn->n", errors, errors, dtype=np.float64)
         if end < columns:
             w[end:] -= root[begin:end, end:].T @ errors
+    rounded = (codes - _f(1 << (bits - 1)) if zeros is None else codes - np.repeat(zeros.astype(_f), group, axis=0)) * (
+        np.repeat(scales, group, axis=0)
+    )
     return Rounded(
-        np.ascontiguousarray(codes.T),
-        np.ascontiguousarray(scales.T),
-        None if zeros is None else np.ascontiguousarray(zeros.T),
-        costs,
+        codes=np.ascontiguousarray(codes.T),
+        scales=np.ascontiguousarray(scales.T),
+        zeros=None if zeros is None else np.ascontiguousarray(zeros.T),
+        squared_error=float(np.sum((weights.T - rounded) ** 2, dtype=np.float64)),
+        squared_norm=float(np.sum(weights * weights, dtype=np.float64)),
+        costs=costs,
     )
 
 

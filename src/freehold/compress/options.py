@@ -31,6 +31,9 @@ class CompressOptions:
         kv_bits: 8 or 4, of the key and value projections where query heads share them (they are small then): 8 takes
             SmolLM2-135M's KL divergence from 0.246 to 0.168 for 1.2% of its bf16 size; with values alone it is 0.185.
             vLLM wants one width for query, key and value: it needs 4 here.
+        budget: bits for each weight of the whole model, embeddings, scales and norms included: what each layer gets is
+            then measured (needs statistics), and `bits`, `group_size`, `kv_bits` and `embedding_bits` don't count.
+        uniform: a format, "int4 g32", that every linear layer and embedding gets instead.
         embedding_bits: 8, or 16 to leave embeddings and output layer alone (vLLM reads no int8 embeddings).
         overwrite: replace an earlier result of ours at the destination.
         threads: threads that search scales; 0 = as many as this process may use, at most 8.
@@ -44,6 +47,8 @@ class CompressOptions:
     symmetric: bool = True
     kv_bits: int = 8
     embedding_bits: int = 8
+    budget: float | None = None
+    uniform: str | None = None
     overwrite: bool = False
     threads: int = 0
 
@@ -52,10 +57,12 @@ class CompressOptions:
         _one_of("group size", self.group_size, GROUP_SIZES)
         _one_of("bits of key and value projections", self.kv_bits, (4, 8))
         _one_of("bits of the embedding", self.embedding_bits, (8, KEEP))
+        if self.budget is not None and not 4 <= self.budget <= 16:
+            raise UsageError(f"expected a budget of 4 to 16 bits a weight, found {self.budget:g}")
         if self.threads < 0:
             raise UsageError(f"expected threads to be 0 or more, found {self.threads}")
 
-    def fingerprint(self) -> dict[str, int | bool]:
+    def fingerprint(self) -> dict[str, int | bool | float | str | None]:
         """The choices that change the result."""
         return {
             "bits": self.bits,
@@ -63,6 +70,8 @@ class CompressOptions:
             "symmetric": self.symmetric,
             "kv_bits": self.kv_bits,
             "embedding_bits": self.embedding_bits,
+            "budget": self.budget,
+            "uniform": self.uniform,
         }
 
 

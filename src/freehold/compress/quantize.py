@@ -124,7 +124,7 @@ def search(w: F32, bits: int, *, symmetric: bool, importance: F32) -> tuple[F32,
     Args:
         importance: float32 [group, 1] or [group, N], what the squared error of each weight counts.
     """
-    q, scale, zero, _ = (_symmetric if symmetric else _asymmetric)(w, bits, importance)
+    _, scale, zero, _ = (_symmetric if symmetric else _asymmetric)(w, bits, importance)
     return scale, zero
 
 

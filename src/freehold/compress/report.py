@@ -55,6 +55,7 @@ class Report:
         seconds: wall-clock time of this run; peak_rss_bytes: the process's peak memory so far.
         resumed_tensors: tensors taken over from an interrupted run.
         version: of Freehold.
+        calibration: what the statistics were measured on; None = none were used.
     """
 
     source: str
@@ -62,7 +63,7 @@ class Report:
     source_name: str | None
     source_licence: str | None
     source_base: str | None
-    options: dict[str, int | bool]
+    options: dict[str, int | bool | float | str | None]
     method: str
     parameters: int
     source_bytes: int
@@ -79,6 +80,7 @@ class Report:
     peak_rss_bytes: int
     resumed_tensors: int
     version: str
+    calibration: dict[str, Any] | None = None
 
     @property
     def kept(self) -> tuple[TensorReport, ...]:

@@ -1,6 +1,7 @@
 """The whole of it: plan, quantize tensor by tensor in row blocks, write, report.
 
-Memory: one source tensor as it is stored, and for each thread a few blocks of float32 rows.
+Memory: one source tensor as it is stored, for each thread a few blocks of float32 rows and, with statistics, the second
+moment of one input.
 """
 
 from __future__ import annotations
@@ -21,12 +22,16 @@ from numpy.typing import NDArray
 
 from freehold import __version__
 from freehold.compress.companions import Lineage, lineage, model_card, write_companions
+from freehold.compress.gptq import gptq
 from freehold.compress.layout import Layout, lay_out
 from freehold.compress.options import CompressOptions, Progress
 from freehold.compress.pack import pack_columns, pack_rows, signed
 from freehold.compress.plan import Plan, Scheme, TensorPlan, make_plan
+from freehold.compress.planfile import Decision, format_plan, read_plan
+from freehold.compress.planning import applied, decide
 from freehold.compress.quantize import Quantized, bf16_bits, quantize
 from freehold.compress.report import Report, TensorReport
+from freehold.compress.statistics import Statistics
 from freehold.compress.write import REPORT, Destination, TensorWriter
 from freehold.errors import FormatError, UsageError
 from freehold.formats import Checkpoint, QuantizedTensor, Tensor, open_checkpoint
@@ -34,12 +39,17 @@ from freehold.formats.digest import digest
 from freehold.formats.tensors import to_float32
 from freehold.process_memory import peak_resident_bytes
 
-ALGORITHM = 1
+ALGORITHM = 2
 """Raised whenever the same source and options would give other bytes: unfinished work of another version is dropped."""
 BLOCK = 1 << 17  # weights searched at a time: the handful of float32 arrays of this size stay in the L2 cache
+GPTQ_BLOCK = 1 << 22  # its columns are done one by one: long ones, so that Python is not what takes the time
 ROW_MULTIPLE = 8
 MAX_THREADS = 8
 
+CALIBRATED = (
+    "GPTQ with a scale per group from a search weighted by second-order sensitivities, second moments of inputs weighted "
+    "by the gradient of the KL divergence on a calibration text; 8-bit tensors to nearest; scales are bfloat16"
+)
 METHOD = (
     "round to nearest with a scale per group, found without calibration data by trying several scales, refitting each "
     "by least squares and keeping the one with the least squared error; scales are bfloat16"
@@ -47,9 +57,20 @@ METHOD = (
 
 
 def compress(
-    source: Path, out: Path, options: CompressOptions | None = None, progress: Progress | None = None
+    source: Path,
+    out: Path,
+    options: CompressOptions | None = None,
+    progress: Progress | None = None,
+    *,
+    statistics: Path | None = None,
+    plan: Path | None = None,
 ) -> Report:
     """Compress the checkpoint at `source` into a new Hugging Face directory `out`.
+
+    Args:
+        statistics: a finished calibration (`engine.calibrate`); rounding then makes up for itself, and a budget or a
+            uniform format is planned by measured cost. None = round to nearest.
+        plan: a plan file to follow instead of planning.
 
     Work that was cut off (`out.partial`) is taken up again when source and options are the same; the weights are then
     byte for byte those of an uninterrupted run.
@@ -64,14 +85,17 @@ def compress(
     source, out = Path(source), Path(out)
     _check_apart(source, out)
     with open_checkpoint(source) as checkpoint, Destination(out, overwrite=options.overwrite) as destination:
-        plan = make_plan(checkpoint, options)
-        layout = lay_out(plan.tensors)
         sha256 = digest(source, lambda done, total: progress(done, total, "reading source"))
-        destination.begin(_fingerprint(sha256, options, layout), layout)
+        seen = Statistics(statistics, sha256) if statistics else None
+        made = _planned(checkpoint, options, seen, plan, progress)
+        layout = lay_out(made.tensors)
+        destination.begin(_fingerprint(sha256, options, layout, seen), layout)
         resumed = len(destination.done)
-        _quantize_all(checkpoint, plan, destination, _threads(options), progress)
-        warnings = plan.warnings + write_companions(source, checkpoint.config, plan, destination)
-        report = _report(source, sha256, lineage(source), options, plan, layout, destination, warnings, resumed)
+        _quantize_all(checkpoint, made, destination, seen, _threads(options), progress)
+        warnings = made.warnings + write_companions(source, checkpoint.config, made, destination)
+        report = _report(source, sha256, lineage(source), options, made, layout, destination, warnings, resumed)
+        if seen is not None:
+            report = dataclasses.replace(report, method=CALIBRATED, calibration=seen.facts)
         if layout.index is not None:
             destination.write_file("model.safetensors.index.json", json.dumps(layout.index, indent=2).encode())
         report = _timed(report, started)
@@ -81,23 +105,81 @@ def compress(
     return report
 
 
+def plan_text(
+    source: Path, options: CompressOptions, progress: Progress | None = None, *, statistics: Path | None = None
+) -> str:
+    """The plan file that `compress` would follow, with a reason for every group; nothing is written.
+
+    Raises:
+        UsageError: a budget that can't be met, or no statistics for it.
+    """
+    progress = progress or _silent
+    with open_checkpoint(source) as checkpoint:
+        seen = Statistics(statistics, digest(source, progress)) if statistics else None
+        base = make_plan(checkpoint, options)
+        decisions = _decisions(checkpoint, base, options, seen, progress)
+        made = applied(base, decisions)
+        if not decisions:
+            decisions = {t.name: Decision(t.scheme, t.reason, t.name) for t in made.tensors if t.role != "other"}
+    size = sum(shard.size for shard in lay_out(made.tensors).shards)
+    bits = 8 * size / sum(math.prod(tensor.info.shape) for tensor in made.tensors)
+    cost = sum({d.group: d.cost for d in decisions.values() if d.cost is not None}.values())
+    heading = f"{source.absolute().name}: {size:,} bytes, {bits:.3f} bits a weight"
+    return format_plan(decisions, heading + (f", predicted to cost {cost:.4f} nats" if seen else ""))
+
+
+def _planned(
+    checkpoint: Checkpoint, options: CompressOptions, seen: Statistics | None, plan: Path | None, progress: Progress
+) -> Plan:
+    base = make_plan(checkpoint, options)
+    if plan is not None:
+        return applied(base, read_plan(plan))
+    return applied(base, _decisions(checkpoint, base, options, seen, progress))
+
+
+def _decisions(
+    checkpoint: Checkpoint, base: Plan, options: CompressOptions, seen: Statistics | None, progress: Progress
+) -> dict[str, Decision]:
+    if options.budget is None and options.uniform is None:
+        return {}
+    if seen is None:
+        raise UsageError("a budget of bits is spent by measured cost", hint="calibrate first")
+    return decide(checkpoint, base, seen, options, progress, _threads(options))
+
+
 def _quantize_all(
-    checkpoint: Checkpoint, plan: Plan, destination: Destination, threads: int, progress: Progress
+    checkpoint: Checkpoint,
+    plan: Plan,
+    destination: Destination,
+    seen: Statistics | None,
+    threads: int,
+    progress: Progress,
 ) -> None:
     total = sum(tensor.info.nbytes for tensor in plan.tensors)
     done = 0
     with ThreadPoolExecutor(threads) as pool:
-        for tensor in plan.tensors:
+        for tensor in _in_order(plan, seen):
             progress(done, total, "compressing")
             if tensor.name not in destination.done:
-                facts = _one(checkpoint, tensor, destination.tensor(tensor.name), pool)
+                facts = _one(checkpoint, tensor, destination.tensor(tensor.name), seen, pool)
                 destination.note(tensor.name, facts)
             done += tensor.info.nbytes
     progress(done, total, "compressing")
 
 
+def _in_order(plan: Plan, seen: Statistics | None) -> list[TensorPlan]:
+    """Tensors of one input together: they share a matrix that is dear to make and large to keep."""
+    place = {group.name: number for number, group in enumerate(seen.groups)} if seen else {}
+
+    def key(tensor: TensorPlan) -> int:
+        group = seen.by_tensor.get(tensor.name) if seen else None
+        return place[group.name] if group else -1
+
+    return sorted(plan.tensors, key=key)
+
+
 def _one(
-    checkpoint: Checkpoint, tensor: TensorPlan, writer: TensorWriter, pool: ThreadPoolExecutor
+    checkpoint: Checkpoint, tensor: TensorPlan, writer: TensorWriter, seen: Statistics | None, pool: ThreadPoolExecutor
 ) -> dict[str, float]:
     """Write one tensor; returns its squared error and norm."""
     loaded = checkpoint.load(tensor.name)
@@ -107,7 +189,8 @@ def _one(
         )
     try:
         grid = tensor.scheme
-        facts = _grid(loaded, tensor, grid, writer, pool) if grid else _keep(loaded, tensor, writer)
+        calibrated = seen if seen is not None and tensor.name in seen.by_tensor else None
+        facts = _grid(loaded, tensor, grid, writer, calibrated, pool) if grid else _keep(loaded, tensor, writer)
     except FormatError as error:
         raise FormatError(f"{checkpoint.path}: {tensor.name}: {error.message}", hint=error.hint) from error
     writer.check()
@@ -115,15 +198,25 @@ def _one(
 
 
 def _grid(
-    loaded: Tensor, tensor: TensorPlan, scheme: Scheme, writer: TensorWriter, pool: ThreadPoolExecutor
+    loaded: Tensor,
+    tensor: TensorPlan,
+    scheme: Scheme,
+    writer: TensorWriter,
+    seen: Statistics | None,
+    pool: ThreadPoolExecutor,
 ) -> dict[str, float]:
     group = scheme.group_size or tensor.info.shape[1]
+    by_cost = seen is not None and scheme.bits == 4  # at 8 bits there is nothing left to make up for
+    root = seen.root(seen.by_tensor[tensor.name]) if seen is not None and by_cost else None
 
     def search(rows: slice) -> Quantized:
-        return quantize(_rows(loaded, rows), scheme.bits, group, symmetric=scheme.symmetric)
+        weights = _rows(loaded, rows)
+        if root is not None:
+            return gptq(weights, root, scheme.bits, group, symmetric=scheme.symmetric)
+        return quantize(weights, scheme.bits, group, symmetric=scheme.symmetric)
 
     scales, zeros, error, norm = [], [], 0.0, 0.0
-    for block in pool.map(search, _row_blocks(tensor.info.shape)):
+    for block in pool.map(search, _row_blocks(tensor.info.shape, GPTQ_BLOCK if by_cost else BLOCK)):
         writer.put("codes", _stored_codes(block.codes, scheme))
         scales.append(bf16_bits(block.scales))
         if block.zeros is not None:
@@ -169,10 +262,10 @@ def _stored_values(values: NDArray[np.float32], dtype: str) -> tuple[bytes, NDAr
     return bits.astype("<u2").tobytes(), to_float32(bits)
 
 
-def _row_blocks(shape: tuple[int, ...]) -> Iterator[slice]:
-    """Rows in slices of about BLOCK values, a multiple of eight rows each so that packed columns never straddle two."""
+def _row_blocks(shape: tuple[int, ...], block: int = BLOCK) -> Iterator[slice]:
+    """Rows in slices of about `block` values, a multiple of eight rows each so that packed columns never straddle two."""
     rows, width = (shape[0], max(1, math.prod(shape[1:]))) if shape else (1, 1)
-    step = max(ROW_MULTIPLE, BLOCK // width // ROW_MULTIPLE * ROW_MULTIPLE)
+    step = max(ROW_MULTIPLE, block // width // ROW_MULTIPLE * ROW_MULTIPLE)
     for begin in range(0, rows, step):
         yield slice(begin, min(rows, begin + step))
 
@@ -250,9 +343,17 @@ def _timed(report: Report, started: float) -> Report:
     return dataclasses.replace(report, seconds=time.monotonic() - started, peak_rss_bytes=peak_resident_bytes())
 
 
-def _fingerprint(sha256: str, options: CompressOptions, layout: Layout) -> dict[str, Any]:
+def _fingerprint(sha256: str, options: CompressOptions, layout: Layout, seen: Statistics | None) -> dict[str, Any]:
     headers = hashlib.sha256(b"".join(shard.header for shard in layout.shards)).hexdigest()
-    return {"algorithm": ALGORITHM, "source": sha256, "options": options.fingerprint(), "headers": headers}
+    # The plan needs no mention: the headers give every tensor's format.
+    calibration = {key: seen.facts[key] for key in ("text", "tokens", "window")} if seen else None
+    return {
+        "algorithm": ALGORITHM,
+        "source": sha256,
+        "options": options.fingerprint(),
+        "headers": headers,
+        "calibration": calibration,
+    }
 
 
 def _check_apart(source: Path, out: Path) -> None:

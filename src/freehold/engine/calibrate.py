@@ -27,7 +27,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -212,8 +212,7 @@ class _Work:
     def _embedded(self) -> F32:
         op = next(op for op in self._program.ops if op.kind == "embed")
         table = load_weight(self._checkpoint, self._program.weights[op.weights[0]], "stored")
-        assert isinstance(table, Matrix)
-        rows = [table.rows(window.astype(np.int32)) for window in self._windows]
+        rows = [cast(Matrix, table).rows(window.astype(np.int32)) for window in self._windows]
         return np.stack(rows) * np.float32(op.attrs.get("scale", 1.0))
 
     def _state(self, number: int) -> Path:
@@ -240,7 +239,6 @@ class Moment:
     """Sums over tokens for one linear."""
 
     def __init__(self, seen: Linear) -> None:
-        assert seen.gradient is not None
         self._sum = np.zeros((seen.input.shape[1],) * 2, np.float32)
         self._squares = np.zeros(seen.gradient.shape[1], np.float64)
         self._weight = 0.0
@@ -251,7 +249,6 @@ class Moment:
     def add(self, seen: Linear) -> None:
         """One window."""
         x, gradient, input_gradient = seen.input, seen.gradient, seen.input_gradient
-        assert gradient is not None and input_gradient is not None
         squares = gradient * gradient
         weight = squares.mean(axis=1)
         weighted = x * np.sqrt(weight)[:, None]
@@ -309,7 +306,9 @@ def _drawn(logits: F32, tokens: NDArray[np.int64], seed: int) -> tuple[F32, floa
     nll = float((np.log(total[:-1, 0]) - shifted[np.arange(len(tokens) - 1), tokens[1:]]).mean())
     p /= total
     draws = np.random.default_rng(seed).random(len(p))
-    drawn = [min(int(np.searchsorted(np.cumsum(row), draw)), p.shape[1] - 1) for row, draw in zip(p, draws, strict=True)]
+    drawn = [
+        min(int(np.searchsorted(np.cumsum(row), draw)), p.shape[1] - 1) for row, draw in zip(p, draws, strict=True)
+    ]
     p[np.arange(len(p)), drawn] -= 1
     return p, nll
 

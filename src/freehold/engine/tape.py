@@ -8,7 +8,7 @@ with respect to weights are left to whoever has a linear's input and output grad
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,8 +30,8 @@ class Linear:
 
     weight: str
     input: F32
-    gradient: F32 | None = None
-    input_gradient: F32 | None = None
+    gradient: F32 = field(default_factory=lambda: np.empty(0, _f))
+    input_gradient: F32 = field(default_factory=lambda: np.empty(0, _f))
 
 
 class Tape:
@@ -209,9 +209,9 @@ def _by_head(x: F32, heads: int) -> F32:
     return np.ascontiguousarray(x.reshape(len(x), heads, -1).transpose(1, 0, 2))
 
 
-def _by_token(x: F32) -> F32:
+def _by_token(x: NDArray[np.floating]) -> F32:
     """[H, T, D] as [T, H*D]."""
-    return np.ascontiguousarray(x.transpose(1, 0, 2)).reshape(x.shape[1], -1)
+    return np.ascontiguousarray(x.transpose(1, 0, 2), _f).reshape(x.shape[1], -1)
 
 
 def _norm(x: F32, gain: F32, eps: float) -> tuple[F32, Callable[[F32], F32]]:
@@ -221,6 +221,7 @@ def _norm(x: F32, gain: F32, eps: float) -> tuple[F32, Callable[[F32], F32]]:
 
     def back(given: F32) -> F32:
         scaled = given * gain
-        return inverse * (scaled - normed * (scaled * normed).mean(axis=-1, keepdims=True, dtype=_f))
+        slope: F32 = inverse * (scaled - normed * (scaled * normed).mean(axis=-1, keepdims=True, dtype=_f))
+        return slope
 
     return normed * gain, back

@@ -1,0 +1,146 @@
+"""From statistics and a budget to a plan: which formats are possible, what they take and cost, and what was chosen.
+
+Knows tensors' shapes and costs; rounds nothing itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+from freehold.compress.budget import Offer, spend
+from freehold.compress.layout import lay_out, parts
+from freehold.compress.options import GROUP_SIZES, CompressOptions
+from freehold.compress.plan import Plan, Scheme, TensorPlan
+from freehold.compress.planfile import KEEP, Decision, parse_scheme
+from freehold.compress.sensitivity import measure
+from freehold.compress.statistics import Group, Statistics
+from freehold.errors import UsageError
+from freehold.formats import Checkpoint
+
+Progress = Callable[[int, int | None, str], None]
+
+HEADER_SLACK = 16 << 10
+"""Bytes that a header may grow by when tensors get other formats: a few hundred names and offsets."""
+
+
+def decide(
+    checkpoint: Checkpoint,
+    base: Plan,
+    statistics: Statistics,
+    options: CompressOptions,
+    progress: Progress,
+    threads: int,
+) -> dict[str, Decision]:
+    """A format for every tensor that calibration has seen.
+
+    Raises:
+        UsageError: a budget below the smallest formats, or a uniform format that no layer can take.
+    """
+    tensors = {tensor.name: tensor for tensor in base.tensors}
+    groups = {
+        group.name: group
+        for group in statistics.groups
+        if all(name in tensors and tensors[name].role != "other" for name in group.tensors)
+    }
+    candidates = {name: _candidates(group, tensors, options) for name, group in groups.items()}
+    costs = measure(checkpoint, statistics, candidates, progress, threads)
+    offers = {
+        name: [
+            *(_offer(groups[name], tensors, scheme, costs[name][scheme.text]) for scheme in schemes),
+            _offer(groups[name], tensors, None, 0.0),
+        ]
+        for name, schemes in candidates.items()
+    }
+    if options.budget is None:
+        chosen = {name: (given[0], "the one format asked for everything") for name, given in offers.items()}
+    else:
+        budget = _budget(base, groups.values(), options.budget)
+        chosen = {name: (choice.offer, choice.reason) for name, choice in spend(offers, budget).items()}
+    return {
+        tensor: Decision(parse_scheme(chosen[name][0].text), chosen[name][1], name, chosen[name][0].cost)
+        for name, group in groups.items()
+        for tensor in group.tensors
+    }
+
+
+def applied(base: Plan, decisions: Mapping[str, Decision]) -> Plan:
+    """The plan with other formats for the tensors named.
+
+    Raises:
+        UsageError: a tensor that isn't there, can't be quantized, or whose width the group size does not divide.
+    """
+    known = {tensor.name: tensor for tensor in base.tensors}
+    for name, decision in decisions.items():
+        if name not in known:
+            raise UsageError(f"the plan names {name[:100]}, which the model has not")
+        scheme, tensor = decision.scheme, known[name]
+        if scheme is None:
+            continue
+        if tensor.role == "other":
+            raise UsageError(f"the plan quantizes {name}, which is kept: {tensor.reason}")
+        if scheme.group_size is not None and tensor.info.shape[1] % scheme.group_size:
+            raise UsageError(
+                f"the plan gives {name} groups of {scheme.group_size}, its width is {tensor.info.shape[1]}"
+            )
+    return dataclasses.replace(
+        base, tensors=tuple(_with(tensor, decisions.get(tensor.name)) for tensor in base.tensors)
+    )
+
+
+def _with(tensor: TensorPlan, decision: Decision | None) -> TensorPlan:
+    if decision is None:
+        return tensor
+    reason = f"{decision.group}: {decision.reason}" if decision.group else decision.reason
+    if decision.scheme is None:
+        dtype = tensor.dtype or ("F16" if tensor.info.dtype == "F16" else "BF16")
+        return dataclasses.replace(tensor, scheme=None, dtype=dtype, reason=reason)
+    return dataclasses.replace(tensor, scheme=_stored_as(tensor, decision.scheme), dtype="", reason=reason)
+
+
+def _stored_as(tensor: TensorPlan, scheme: Scheme) -> Scheme:
+    """Embeddings of 8 bits are plain int8, which transformers can tie and look up."""
+    wide = tensor.role != "linear" and scheme.bits == 8
+    return dataclasses.replace(scheme, packed=not wide)
+
+
+def _candidates(group: Group, tensors: Mapping[str, TensorPlan], options: CompressOptions) -> list[Scheme]:
+    """From what the options allow, what all the group's widths can take."""
+    columns = tensors[group.tensors[0]].info.shape[1]
+    if options.uniform is not None:
+        wanted = parse_scheme(options.uniform)
+        if wanted is None:
+            raise UsageError("expected a uniform format of 4 or 8 bits, found bf16")
+        return [_fitting(wanted, columns)]
+    fitting = [size for size in GROUP_SIZES if columns % size == 0]
+    found = [Scheme(4, size, symmetric=True, packed=True) for size in fitting]
+    if not options.symmetric:
+        found += [Scheme(4, size, symmetric=False, packed=True) for size in fitting]
+    return [*found, Scheme(8, None, symmetric=True, packed=True)]
+
+
+def _fitting(scheme: Scheme, columns: int) -> Scheme:
+    """The scheme with the largest group up to its own that divides the width; 8 bits a row where none does."""
+    if scheme.group_size is None:
+        return scheme
+    sizes = [size for size in GROUP_SIZES if size <= scheme.group_size and columns % size == 0]
+    return dataclasses.replace(scheme, group_size=max(sizes)) if sizes else Scheme(8, None, symmetric=True, packed=True)
+
+
+def _offer(group: Group, tensors: Mapping[str, TensorPlan], scheme: Scheme | None, cost: float) -> Offer:
+    made = [_with(tensors[name], Decision(scheme, "")) for name in group.tensors]
+    return Offer(KEEP if scheme is None else scheme.text, sum(_size(tensor) for tensor in made), cost)
+
+
+def _size(tensor: TensorPlan) -> int:
+    return sum(part.nbytes for part in parts(tensor))
+
+
+def _budget(base: Plan, groups: Iterable[Group], bits: float) -> int:
+    """Bytes left for the groups' tensors once everything else and the files' headers are paid for."""
+    planned = {name for group in groups for name in group.tensors}
+    parameters = sum(math.prod(tensor.info.shape) for tensor in base.tensors)
+    fixed = sum(_size(tensor) for tensor in base.tensors if tensor.name not in planned)
+    headers = sum(len(shard.header) for shard in lay_out(base.tensors).shards)
+    return int(bits * parameters / 8) - fixed - headers - HEADER_SLACK
