@@ -10,6 +10,7 @@ engine: they meet at files on disk.
 """
 
 from freehold.compress.companions import digest
+from freehold.compress.gguf import Exported, export_gguf
 from freehold.compress.options import CompressOptions, Progress
 from freehold.compress.plan import Plan, Scheme, TensorPlan, make_plan
 from freehold.compress.report import Report, TensorReport, by_kind
@@ -18,6 +19,7 @@ from freehold.compress.text import builtin_text
 
 __all__ = [
     "CompressOptions",
+    "Exported",
     "Plan",
     "Progress",
     "Report",
@@ -28,6 +30,7 @@ __all__ = [
     "by_kind",
     "compress",
     "digest",
+    "export_gguf",
     "make_plan",
     "plan_text",
 ]

@@ -20,7 +20,7 @@ _f = np.float32
 
 DAMPING = 0.05
 """Added to the correlation matrix's diagonal: inputs that hardly vary in the calibration text may vary elsewhere."""
-BLOCK = 128
+BLOCK = 32  # columns whose errors are handed on one by one; to the others they go as one matrix product
 SMALL = 256  # triangular inverses below this size are LAPACK's
 
 
@@ -71,7 +71,7 @@ def gptq(weights: F32, root: F32, bits: int, group: int, *, symmetric: bool) -> 
     zeros = None if symmetric else np.empty((columns // group, rows), np.uint8)
     costs = np.zeros(rows, np.float64)
     diagonal = np.diag(root).copy()
-    step = max(BLOCK, group)
+    step = BLOCK if group % BLOCK == 0 else columns
     for begin in range(0, columns, step):
         end = min(begin + step, columns)
         errors = np.empty((end - begin, rows), _f)

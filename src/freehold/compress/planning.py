@@ -31,7 +31,6 @@ def decide(
     statistics: Statistics,
     options: CompressOptions,
     progress: Progress,
-    threads: int,
 ) -> dict[str, Decision]:
     """A format for every tensor that calibration has seen.
 
@@ -45,7 +44,7 @@ def decide(
         if all(name in tensors and tensors[name].role != "other" for name in group.tensors)
     }
     candidates = {name: _candidates(group, tensors, options) for name, group in groups.items()}
-    costs = measure(checkpoint, statistics, candidates, progress, threads)
+    costs = measure(checkpoint, statistics, candidates, progress)
     offers = {
         name: [
             *(_offer(groups[name], tensors, scheme, costs[name][scheme.text]) for scheme in schemes),

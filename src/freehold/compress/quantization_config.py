@@ -30,7 +30,9 @@ def quantization_config(plan: Plan) -> dict[str, Any]:
     ordered = [scheme for scheme in groups if scheme != common] + [common]
     config_groups = {}
     for number, scheme in enumerate(ordered):
-        targets = ["Linear"] if scheme == common else _targets(groups[scheme], plan.tensors)
+        targets = _targets(groups[scheme], plan.tensors)
+        if scheme == common:
+            targets = ["Linear", *_tables(groups[scheme])]
         config_groups[f"group_{number}"] = _group(scheme, targets)
     formats = {group["format"] for group in config_groups.values()}
     return {
@@ -67,6 +69,11 @@ def _targets(members: list[TensorPlan], every: Iterable[TensorPlan]) -> list[str
     others = {_pattern(tensor.module) for tensor in every if tensor.module not in modules}
     targets = {module if _pattern(module) in others else _pattern(module) for module in modules}
     return sorted(targets | {tensor.tied for tensor in members if tensor.tied})
+
+
+def _tables(members: list[TensorPlan]) -> list[str]:
+    """Embeddings among them, which "Linear" does not match."""
+    return sorted(tensor.module for tensor in members if tensor.role == "embedding")
 
 
 def _pattern(module: str) -> str:

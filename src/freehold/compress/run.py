@@ -144,7 +144,7 @@ def _decisions(
         return {}
     if seen is None:
         raise UsageError("a budget of bits is spent by measured cost", hint="calibrate first")
-    return decide(checkpoint, base, seen, options, progress, _threads(options))
+    return decide(checkpoint, base, seen, options, progress)
 
 
 def _quantize_all(

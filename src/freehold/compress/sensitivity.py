@@ -1,8 +1,8 @@
 """What each number format would cost each group of tensors, in nats of KL divergence, measured before anything is chosen.
 
-Every candidate is tried with the very rounding that will be used, on rows drawn by importance; the cost is that of
-`engine.calibrate`'s quadratic form. Results go to a file in the calibration's directory, group by group, so that a run
-that was cut off goes on, and another budget costs nothing. Knows no budgets.
+Rounding is tried on rows drawn by importance; the cost is that of `engine.calibrate`'s quadratic form. Results go to a
+file in the calibration's directory, group by group, so that a run that was cut off goes on, and another budget costs
+nothing. Knows no budgets.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +27,7 @@ Costs = dict[str, dict[str, float]]
 """By group and by the scheme's text."""
 
 SAMPLE = 96  # rows of a tensor that are tried; all of them where there are not many more
-VERSION = 2
+VERSION = 3
 
 
 def measure(
@@ -37,22 +35,20 @@ def measure(
     statistics: Statistics,
     candidates: dict[str, list[Scheme]],
     progress: Callable[[int, int | None, str], None],
-    threads: int,
 ) -> Costs:
     """Costs of the candidates of every group, measured or read back."""
     path = statistics.directory / f"costs-{VERSION}.jsonl"
     known = _read(path)
     groups = [group for group in statistics.groups if group.name in candidates]
-    with path.open("a") as file, ThreadPoolExecutor(max(1, threads)) as pool:
+    with path.open("a") as file:
         for number, group in enumerate(groups):
             progress(number, len(groups), "measuring")
-            missing = [s for s in candidates[group.name] if s.text not in known.get(group.name, {})]
-            if not missing:
+            if all(scheme.text in known.get(group.name, {}) for scheme in candidates[group.name]):
                 continue
             root, diagonal = statistics.root(group), statistics.moment(group)[1] ** 2
-            rows = [_sample(checkpoint, statistics, tensor) for tensor in group.tensors]
-            found = pool.map(partial(_cost, rows, root, diagonal), missing)
-            costs = {scheme.text: cost for scheme, cost in zip(missing, found, strict=True)}
+            samples = [_sample(checkpoint, statistics, tensor) for tensor in group.tensors]
+            weights, counts = (np.concatenate(parts) for parts in zip(*samples, strict=True))
+            costs = _costs(weights, counts, root, diagonal, candidates[group.name])
             known.setdefault(group.name, {}).update(costs)
             file.write(json.dumps({"group": group.name, "costs": costs}) + "\n")
             file.flush()
@@ -60,19 +56,33 @@ def measure(
     return known
 
 
-def _cost(samples: list[tuple[F32, F32]], root: F32, diagonal: F32, scheme: Scheme) -> float:
-    total = 0.0
-    for weights, counts in samples:
-        group = scheme.group_size or weights.shape[1]
-        if scheme.bits == 8:  # rounded to nearest, so that errors of columns don't add up
-            plain = quantize(weights, 8, group, symmetric=scheme.symmetric)
-            low = np.float32(128) if plain.zeros is None else np.repeat(plain.zeros, group, axis=1)
-            error = weights - (plain.codes - low) * np.repeat(plain.scales, group, axis=1)
-            total += 0.5 * float(counts @ ((error * error) @ diagonal))
-        else:
-            rounded = gptq(weights, root, scheme.bits, group, symmetric=scheme.symmetric)
-            total += 0.5 * float(rounded.costs @ counts)
-    return total
+def _costs(weights: F32, counts: F32, root: F32, diagonal: F32, schemes: list[Scheme]) -> dict[str, float]:
+    """Of rows [n, K] that stand for `counts`.
+
+    Rounding to nearest errs independently from column to column, so that the moment's diagonal tells its cost; how far
+    GPTQ falls below that is tried for the finest grid of each kind and hardly depends on the group size.
+    """
+    nearest = {scheme: _nearest(weights, counts, diagonal, scheme) for scheme in schemes}
+    out: dict[str, float] = {}
+    for symmetric in (True, False):
+        narrow = [scheme for scheme in schemes if scheme.bits == 4 and scheme.symmetric == symmetric]
+        if not narrow:
+            continue
+        finest = min(narrow, key=lambda scheme: scheme.group_size or weights.shape[1])
+        size = finest.group_size or weights.shape[1]
+        tried = 0.5 * float(gptq(weights, root, 4, size, symmetric=symmetric).costs @ counts)
+        gain = tried / nearest[finest] if nearest[finest] > 0 else 1.0
+        out |= {scheme.text: gain * nearest[scheme] for scheme in narrow}
+    return out | {scheme.text: nearest[scheme] for scheme in schemes if scheme.bits == 8}
+
+
+def _nearest(weights: F32, counts: F32, diagonal: F32, scheme: Scheme) -> float:
+    group = scheme.group_size or weights.shape[1]
+    plain = quantize(weights, scheme.bits, group, symmetric=scheme.symmetric)
+    half = np.float32(1 << (scheme.bits - 1))
+    low = half if plain.zeros is None else np.repeat(plain.zeros, group, axis=1).astype(np.float32)
+    error = weights - (plain.codes - low) * np.repeat(plain.scales, group, axis=1)
+    return 0.5 * float(counts @ ((error * error) @ diagonal))
 
 
 def _sample(checkpoint: Checkpoint, statistics: Statistics, tensor: str) -> tuple[F32, F32]:

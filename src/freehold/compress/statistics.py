@@ -7,7 +7,7 @@ names of tensors, not number formats.
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,8 @@ class Group:
 
     name: str
     tensors: tuple[str, ...]
-    int8: dict[int, float]
-    peak: float
+    int8: dict[int, float] = field(compare=False)
+    peak: float = 0.0
 
 
 class Statistics:
@@ -67,7 +67,7 @@ class Statistics:
             self._columns = file.read("importance")
             self._counts = file.read("counts")
         if not any(self._table in group.tensors for group in groups):
-            groups.append(Group(TABLE, (self._table,), {}, 0.0))
+            groups.append(Group(TABLE, (self._table,), int8={}, peak=0.0))
         self.groups = tuple(groups)
         self.by_tensor = {tensor: group for group in groups for tensor in group.tensors}
 

@@ -10,7 +10,7 @@ window of context (as llama.cpp's `perplexity` does).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +46,9 @@ class Evaluation:
         perplexity_original, perplexity_compressed: exp of the mean negative log likelihood of the scored tokens.
         kld_mean, kld_p99, kld_max: KL divergence in nats from the original's next-token distribution to the
             compressed model's: its mean, 99th percentile and maximum over scored positions.
+        kld_ci95: half the width of the mean's 95% confidence interval, from how windows differ; NaN for a single one.
         top1_agreement: share of positions where both hold the same token most likely.
+        stored_bytes: its tensors' bytes.
         bits_per_weight: of the compressed model: stored bits of all tensors (embeddings, scales and norms included,
             tied ones once) over parameters.
         size_ratio: its tensors' bytes over those of the same model in bfloat16.
@@ -58,12 +60,14 @@ class Evaluation:
     perplexity_original: float
     perplexity_compressed: float
     kld_mean: float
+    kld_ci95: float
     kld_p99: float
     kld_max: float
     top1_agreement: float
     bits_per_weight: float
     size_ratio: float
     size_ratio_original: float
+    stored_bytes: int
     tokens: int
     window: int
     windows: int
@@ -99,7 +103,20 @@ def evaluate(
     progress: Progress | None = None,
     settings: EngineSettings | None = None,
 ) -> Evaluation:
-    """Compare two checkpoints of one model on token ids; a last window that is not full is left out.
+    """Compare two checkpoints of one model on token ids; see `evaluate_all`."""
+    return evaluate_all(original, [compressed], ids, window=window, progress=progress, settings=settings)[0]
+
+
+def evaluate_all(
+    original: Path,
+    compressed: Sequence[Path],
+    ids: list[int],
+    *,
+    window: int = 512,
+    progress: Progress | None = None,
+    settings: EngineSettings | None = None,
+) -> list[Evaluation]:
+    """Compare several checkpoints with the one they were made from; a last window that is not full is left out.
 
     Raises:
         UsageError: too few ids, ids outside the vocabulary, vocabularies or contexts that don't fit.
@@ -111,17 +128,23 @@ def evaluate(
         raise UsageError(f"evaluation needs windows of at least {SMALLEST_WINDOW} tokens, got {window}")
     tier, threads = choose_tier(settings.isa).value, choose_threads(settings.threads)[0]
     truth = _load(original, "f32", "f32", tier, threads, window)
-    served = _load(compressed, "stored", settings.kv_dtype, tier, threads, window)
-    _check(truth.program, served.program, ids, window)
+    served = [_load(path, "stored", settings.kv_dtype, tier, threads, window) for path in compressed]
+    for model in served:
+        _check(truth.program, model.program, ids, window)
     count = len(ids) // window
-    parts = []
+    windows: list[list[_Scores]] = [[] for _ in served]
     for number in range(count):
         if progress:
             progress(number, count, "evaluating")
-        parts += list(_window(truth, served, np.array(ids[number * window : (number + 1) * window], np.int32)))
+        piece = np.array(ids[number * window : (number + 1) * window], np.int32)
+        for scores, found in zip(windows, zip(*_window(truth, served, piece), strict=True), strict=True):
+            scores.append(_joined(list(found)))
     if progress:
         progress(count, count, "evaluating")
-    return _summary(truth, served, _joined(parts), window, count, settings.kv_dtype, tier)
+    return [
+        _summary(truth, model, scores, window, settings.kv_dtype, tier)
+        for model, scores in zip(served, windows, strict=True)
+    ]
 
 
 def _load(path: Path, precision: Precision, kv_dtype: str, tier: str, threads: int, window: int) -> _Model:
@@ -147,7 +170,8 @@ def _check(original: Program, compressed: Program, ids: list[int], window: int) 
         raise UsageError(f"token id {wrong} is outside the vocabulary of {original.vocabulary}")
 
 
-def _window(truth: _Model, served: _Model, ids: NDArray[np.int32]) -> Iterator[_Scores]:
+def _window(truth: _Model, served: list[_Model], ids: NDArray[np.int32]) -> Iterator[list[_Scores]]:
+    """Chunk by chunk, each served model's scores."""
     first = len(ids) // 2
     for begin in range(0, len(ids), CHUNK):
         rows = np.arange(begin, min(begin + CHUNK, len(ids)), dtype=np.int32)
@@ -159,9 +183,10 @@ def _window(truth: _Model, served: _Model, ids: NDArray[np.int32]) -> Iterator[_
             tables=np.arange(pages_for(len(ids)), dtype=np.int32)[None, :],
             outputs=(wanted - begin).astype(np.int32),
         )
-        expected, given = truth.executor.run(step), served.executor.run(step)
+        expected = truth.executor.run(step)
+        given = [model.executor.run(step) for model in served]
         if len(wanted):
-            yield _score(expected, given, ids[wanted + 1])
+            yield [_score(expected, logits, ids[wanted + 1]) for logits in given]
 
 
 def _score(expected: F32, given: F32, targets: NDArray[np.int32]) -> _Scores:
@@ -191,22 +216,25 @@ def _joined(parts: list[_Scores]) -> _Scores:
     )
 
 
-def _summary(
-    truth: _Model, served: _Model, scores: _Scores, window: int, windows: int, kv_dtype: str, tier: str
-) -> Evaluation:
+def _summary(truth: _Model, served: _Model, parts: list[_Scores], window: int, kv_dtype: str, tier: str) -> Evaluation:
+    scores = _joined(parts)
+    means = np.array([part.divergence.mean() for part in parts])
+    spread = 1.96 * float(means.std(ddof=1)) / len(means) ** 0.5 if len(means) > 1 else float("nan")
     return Evaluation(
         perplexity_original=float(np.exp(scores.original.mean())),
         perplexity_compressed=float(np.exp(scores.compressed.mean())),
         kld_mean=float(scores.divergence.mean()),
+        kld_ci95=spread,
         kld_p99=float(np.percentile(scores.divergence, 99)),
         kld_max=float(scores.divergence.max()),
         top1_agreement=float(scores.agrees.mean()),
         bits_per_weight=8 * served.stored_bytes / served.parameters,
         size_ratio=served.stored_bytes / (2 * truth.parameters),
         size_ratio_original=served.stored_bytes / truth.stored_bytes,
+        stored_bytes=served.stored_bytes,
         tokens=len(scores.divergence),
         window=window,
-        windows=windows,
+        windows=len(parts),
         scored="second half of each window",
         kv_dtype=kv_dtype,
         isa=tier,

@@ -63,6 +63,22 @@ _ROPE_FACTORS = "rope_freqs.weight"
 """Llama 3's rope scaling, written out per frequency; it returns to the config and is no tensor of the model."""
 
 
+def stored_name(name: str) -> str:
+    """llama.cpp's name of a Hugging Face tensor.
+
+    Raises:
+        UnsupportedError: it has none here.
+    """
+    back = {hugging: stored for stored, hugging in _TOP.items()}
+    if name in back:
+        return back[name]
+    match = re.fullmatch(r"model\.layers\.(\d+)\.([a-z_.]+)\.(weight|bias)", name, re.ASCII)
+    stored = {hugging: stored for stored, hugging in _LAYER.items()}.get(match[2]) if match else None
+    if match is None or stored is None:
+        raise UnsupportedError(f"GGUF has no name for the tensor {name[:100]}")
+    return f"blk.{match[1]}.{stored}.{match[3]}"
+
+
 class GGUFCheckpoint(CheckpointBase):
     """A .gguf file under Hugging Face names.
 

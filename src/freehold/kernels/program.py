@@ -16,6 +16,7 @@ Operations (`in`, `out` are buffers of float32 rows; T = rows of the step, R = r
                                           scale                               of the row's sequence
     silu_mul    x [T, 2C]                                                     out = silu(x[:, :C]) * x[:, C:]
     gather      x [T, C]                                                      out[r] = x[outputs[r]]
+    residual    x [T, C]                  unit                                out = x - x rounded to int8 in groups of `unit`
 
 `linear` may carry a second weight, its bias [N]. Quantized matrices read activations quantized dynamically to int8 in
 groups (see `reference.quantize_rows`). Every row is computed by the same operations in the same order whatever the

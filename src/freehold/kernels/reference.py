@@ -112,6 +112,7 @@ class ReferenceExecutor:
             "attention": self._attention,
             "silu_mul": self._silu_mul,
             "gather": self._gather,
+            "residual": self._residual,
         }
 
     def run(self, step: Step) -> F32:
@@ -206,6 +207,12 @@ class ReferenceExecutor:
         half = x.shape[1] // 2
         gate = x[:, :half]
         self.buffers[op.out][:] = gate / (_f(1) + np.exp(-gate)) * x[:, half:]
+
+    def _residual(self, op: Op, step: Step) -> None:
+        x, unit = self.buffers[op.inputs[0]], int(op.attrs["unit"])
+        codes, scales = quantize_rows(x, unit)
+        rounded = codes.reshape(len(x), -1, unit).astype(_f) * scales[:, :, None]
+        self.buffers[op.out][:] = x - rounded.reshape(len(x), -1)[:, : x.shape[1]]
 
     def _gather(self, op: Op, step: Step) -> None:
         self.buffers[op.out][:] = self.buffers[op.inputs[0]][step.outputs]

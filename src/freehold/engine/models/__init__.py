@@ -10,6 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from freehold.engine.models.config import Config
+from freehold.engine.models.guard import guarded
 from freehold.errors import FormatError, UnsupportedError
 from freehold.kernels.program import Program
 
@@ -32,7 +33,19 @@ def program_for(config: Mapping[str, Any]) -> Program:
     """
     module = import_module(f"freehold.engine.models.{_family(config)}")
     build: Callable[[Config], Program] = module.build
-    return build(Config(config))
+    return guarded(build(Config(config)), _guards(config))
+
+
+def _guards(config: Mapping[str, Any]) -> dict[str, int]:
+    """Modules whose inputs are read in two passes, and the columns that share an activation scale there."""
+    ours = config.get("freehold")
+    marks = ours.get("two_pass") if isinstance(ours, Mapping) else None
+    if marks is None:
+        return {}
+    good = isinstance(marks, Mapping) and all(type(unit) is int and unit in (32, 64, 128) for unit in marks.values())
+    if not good:
+        raise FormatError(f"config.json: freehold: two_pass must map modules to 32, 64 or 128, found {marks!r:.80}")
+    return dict(marks)
 
 
 def _family(config: Mapping[str, Any]) -> str:

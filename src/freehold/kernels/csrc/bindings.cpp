@@ -52,7 +52,7 @@ nb::object owned(std::vector<float>&& values, size_t rows, size_t columns) {
 }
 
 Kind kind_by_name(const std::string& name) {
-  const char* names[] = {"embed", "rmsnorm", "linear", "headnorm", "rope_table", "rope", "attention", "silu_mul", "gather"};
+  const char* names[] = {"embed", "rmsnorm", "linear", "headnorm", "rope_table", "rope", "attention", "silu_mul", "gather", "residual"};
   for (int i = 0; i < 9; ++i)
     if (name == names[i]) return static_cast<Kind>(i);
   throw std::invalid_argument("unknown operation " + name);
@@ -84,6 +84,7 @@ Instruction instruction(nb::handle item, const std::vector<BufferShape>& shapes)
   op.kv_heads = static_cast<int>(number("kv_heads", 0));
   op.head_dim = static_cast<int>(number("head_dim", 0));
   op.layer = static_cast<int>(number("layer", 0));
+  op.unit = static_cast<int>(number("unit", 0));
   op.accumulate = number("accumulate", 0) != 0;
   op.scale = static_cast<float>(number("scale", 1));
   op.eps = static_cast<float>(number("eps", 0));
@@ -116,6 +117,10 @@ Instruction instruction(nb::handle item, const std::vector<BufferShape>& shapes)
       break;
     case Kind::silu_mul: need(op.in >= 0 && in == 2 * out, "columns"); break;
     case Kind::gather: need(op.in >= 0 && in == out && shapes[op.out].outputs && !shapes[op.in].outputs, "buffers"); break;
+    case Kind::residual:
+      need(op.in >= 0 && in == out && shapes[op.in].outputs == shapes[op.out].outputs, "columns");
+      need(op.unit == 32 || op.unit == 64 || op.unit == 128, "unit");
+      break;
   }
   return op;
 }

@@ -28,6 +28,19 @@ size_t number(std::vector<Instruction>& program) {
   return counters;
 }
 
+// What rounding a row to int8, one scale per unit of columns, takes away from it.
+void lost(const float* x, int columns, int unit, float* out) {
+  for (int begin = 0; begin < columns; begin += unit) {
+    const int end = std::min(begin + unit, columns);
+    float top = 0;
+    for (int i = begin; i < end; ++i) top = std::max(top, std::fabs(x[i]));
+    float scale = top / 127.0f;
+    if (!(scale >= 1.17549435e-38f)) scale = 0;
+    const float inverse = scale > 0 ? 1.0f / scale : 0.0f;
+    for (int i = begin; i < end; ++i) out[i] = x[i] - static_cast<float>(__builtin_lrintf(x[i] * inverse)) * scale;
+  }
+}
+
 void expect(bool good, const char* what) {
   if (!good) throw std::invalid_argument(what);
 }
@@ -172,6 +185,9 @@ void Executor::row_wise(const Instruction& op, int r) {
       return;
     case Kind::gather:
       std::memcpy(out, row(op.in, step_.outputs[r]), static_cast<size_t>(shapes_[op.out].columns) * sizeof(float));
+      return;
+    case Kind::residual:
+      lost(row(op.in, r), shapes_[op.out].columns, op.unit, out);
       return;
     case Kind::linear:
     case Kind::attention:

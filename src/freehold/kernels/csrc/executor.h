@@ -10,14 +10,14 @@
 
 namespace freehold {
 
-enum class Kind : int { embed, rmsnorm, linear, headnorm, rope_table, rope, attention, silu_mul, gather };
+enum class Kind : int { embed, rmsnorm, linear, headnorm, rope_table, rope, attention, silu_mul, gather, residual };
 
 struct Instruction {
   Kind kind;
   int out = -1, in = -1;                          // buffer numbers
   std::vector<std::shared_ptr<Packed>> parts;     // of a matrix, stacked along rows
   std::vector<float> vector;                      // gain, bias or inv_freq
-  int column = 0, heads = 0, kv_heads = 0, head_dim = 0, layer = 0;
+  int column = 0, heads = 0, kv_heads = 0, head_dim = 0, layer = 0, unit = 0;
   bool accumulate = false;
   float scale = 1, eps = 0, offset = 0, factor = 1;
   size_t counter = 0;                             // first of its work counters
