@@ -39,7 +39,12 @@ def our_logits(path: Path, precision: str, windows: np.ndarray) -> np.ndarray:
         weights = load_weights(checkpoint, program, precision).weights
     kv = "f32" if precision == "f32" else "int8"
     executor = make_executor(
-        program, weights, pages=pages_for(WINDOW), kv_dtype=kv, threads=choose_threads(0)[0], tier=choose_tier("auto").value
+        program,
+        weights,
+        pages=pages_for(WINDOW),
+        kv_dtype=kv,
+        threads=choose_threads(0)[0],
+        tier=choose_tier("auto").value,
     )
     rows = np.arange(WINDOW, dtype=np.int32)
     table = np.arange(pages_for(WINDOW), dtype=np.int32)[None]
@@ -72,7 +77,9 @@ def size_of(path: Path) -> tuple[int, int]:
 
 
 def llama(python: str, *words: object) -> None:
-    subprocess.run([python, str(PEER), *map(str, words)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    subprocess.run(
+        [python, str(PEER), *map(str, words)], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def main() -> None:

@@ -29,7 +29,9 @@ def quantize(source: str, out: str, kind: str, pure: bool) -> None:
 
 def logits(model: str, ids: str, first: int, out: str) -> None:
     windows = np.load(ids)
-    llm = llama_cpp.Llama(model, n_ctx=windows.shape[1], n_batch=windows.shape[1], n_threads=THREADS, logits_all=True, verbose=False)
+    llm = llama_cpp.Llama(
+        model, n_ctx=windows.shape[1], n_batch=windows.shape[1], n_threads=THREADS, logits_all=True, verbose=False
+    )
     kept = []
     for window in windows:
         llm.reset()

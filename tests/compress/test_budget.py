@@ -42,7 +42,10 @@ def test_a_budget_below_the_smallest_formats_is_refused() -> None:
 
 
 offers = st.lists(
-    st.builds(Offer, st.just("x"), st.integers(1, 40), st.floats(0, 1)), min_size=1, max_size=4, unique_by=lambda o: o.bytes
+    st.builds(Offer, st.just("x"), st.integers(1, 40), st.floats(0, 1)),
+    min_size=1,
+    max_size=4,
+    unique_by=lambda o: o.bytes,
 )
 
 

@@ -57,6 +57,9 @@ RULES = "none"
 @click.option("--asymmetric", is_flag=True, help="Consider grids with zero points too: better, but not loaded by all.")
 @click.option("--group-size", type=click.Choice(["32", "64", "128"]), help="Without calibration. [default: 32]")
 @click.option("--embedding-bits", type=click.Choice(["8", "16"]), help="Without calibration. [default: 8]")
+@click.option(
+    "--gguf", type=click.Path(dir_okay=False, path_type=Path), help="Write the result as this .gguf file too."
+)
 @click.option("--force", is_flag=True, help="Replace an earlier result.")
 @as_json
 def command(
@@ -73,6 +76,7 @@ def command(
     asymmetric: bool,
     group_size: str | None,
     embedding_bits: str | None,
+    gguf: Path | None,
     force: bool,
     as_json: bool,
 ) -> None:
@@ -82,7 +86,7 @@ def command(
     layer; each layer then gets the number format that is worth its bytes. The result is a Hugging Face directory in the
     compressed-tensors format. A run that was cut off is taken up again where it stopped.
     """
-    from freehold.compress import compress, plan_text
+    from freehold.compress import compress, export_gguf, plan_text
     from freehold.formats import store
     from freehold.provenance.deeds import compressed
 
@@ -105,6 +109,7 @@ def command(
             raise
     if measured is not None and statistics is None:
         shutil.rmtree(measured)
+    exported = export_gguf(target, path, gguf) if gguf else None
     shown = called if out is None else str(out)
     record = on_record(
         lambda settings: compressed(
@@ -112,9 +117,12 @@ def command(
         )
     )
     if as_json:
-        emit_json({"model": shown, "path": target, "report": report, "record": record})
+        emit_json({"model": shown, "path": target, "report": report, "gguf": exported, "record": record})
     else:
         _print(report, shown)
+        if exported is not None:
+            kinds = ", ".join(f"{count} {kind}" for kind, count in exported.types.items())
+            say(f"{gguf}: {size(exported.bytes)}, {kinds}; {exported.rounded_scales} scales rounded to float16")
 
 
 def _options(

@@ -66,14 +66,18 @@ def lineage(source: Path) -> Lineage:
     return Lineage(name, _field(text, "license"), _field(text, "base_model"))
 
 
-def write_companions(source: Path, config: dict[str, Any], plan: Plan, out: Destination) -> tuple[str, ...]:
-    """Write config.json, tokenizer and legal files; returns warnings."""
+def write_companions(
+    source: Path, config: dict[str, Any], plan: Plan, out: Destination, two_pass: dict[str, int]
+) -> tuple[str, ...]:
+    """Write config.json (with the marks of the outlier guard), tokenizer and legal files; returns warnings."""
     warnings = []
     made = {key: value for key, value in config.items() if key != "_name_or_path"}
     if made.pop("auto_map", None) is not None:
         warnings.append("the source's own Python code (auto_map) was left out")
     if not made.get("dtype") and not made.get("torch_dtype"):
         made["dtype"] = "bfloat16"
+    if two_pass:
+        made["freehold"] = {"two_pass": two_pass}
     made["quantization_config"] = quantization_config(plan)
     out.write_file("config.json", _json(made))
     if source.is_dir():

@@ -56,6 +56,7 @@ class TensorPlan:
         scheme: the grid; None = kept.
         dtype: type it is kept in: "F32", "F16" or "BF16"; "" when quantized.
         reason: why, in a few words.
+        group, cost: the input shared with other tensors, and the nats of KL divergence that group is predicted to lose.
         tied: name of the output module that shares this embedding; "" for none.
     """
 
@@ -65,6 +66,8 @@ class TensorPlan:
     dtype: str
     reason: str
     tied: str = ""
+    group: str = ""
+    cost: float | None = None
 
     @property
     def name(self) -> str:
@@ -79,10 +82,14 @@ class TensorPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """All tensors, in the source's order, and what the user should know."""
+    """All tensors, in the source's order, and what the user should know.
+
+    `curve` holds predicted (bits per weight, nats of KL divergence) of other budgets.
+    """
 
     tensors: tuple[TensorPlan, ...]
     warnings: tuple[str, ...]
+    curve: tuple[tuple[float, float], ...] = ()
 
 
 class Header(Protocol):

@@ -21,8 +21,21 @@ from freehold.formats import Checkpoint
 
 Progress = Callable[[int, int | None, str], None]
 
+ROW_UNIT = 64
+"""Columns of an activation group where a weight has one scale for a row (kernels.matrix.PER_CHANNEL_UNIT)."""
+GUARD = 2e-3
+"""Nats that int8 activations may cost at one input before it is read in two passes: half of what all inputs of a small
+model together lose without outliers."""
 HEADER_SLACK = 16 << 10
 """Bytes that a header may grow by when tensors get other formats: a few hundred names and offsets."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Decided:
+    """Decisions by tensor, and predicted (bits per weight, nats) of other budgets."""
+
+    decisions: dict[str, Decision]
+    curve: tuple[tuple[float, float], ...] = ()
 
 
 def decide(
@@ -31,7 +44,7 @@ def decide(
     statistics: Statistics,
     options: CompressOptions,
     progress: Progress,
-) -> dict[str, Decision]:
+) -> Decided:
     """A format for every tensor that calibration has seen.
 
     Raises:
@@ -57,11 +70,47 @@ def decide(
     else:
         budget = _budget(base, groups.values(), options.budget)
         chosen = {name: (choice.offer, choice.reason) for name, choice in spend(offers, budget).items()}
-    return {
+    decisions = {
         tensor: Decision(parse_scheme(chosen[name][0].text), chosen[name][1], name, chosen[name][0].cost)
         for name, group in groups.items()
         for tensor in group.tensors
     }
+    return Decided(decisions, _curve(base, groups.values(), offers))
+
+
+def two_pass(plan: Plan, statistics: Statistics) -> tuple[dict[str, int], float]:
+    """Modules to be read in two int8 passes with their activation group, and the nats that the others' rounding costs."""
+    tensors = {tensor.name: tensor for tensor in plan.tensors}
+    marks: dict[str, int] = {}
+    cost = 0.0
+    for group in statistics.groups:
+        schemes = [tensors[name].scheme for name in group.tensors if name in tensors]
+        units = {s.group_size if s.group_size in GROUP_SIZES else ROW_UNIT for s in schemes if s is not None}
+        if None in schemes or len(units) != 1:
+            continue  # in 16 bits activations are not rounded; grids of several widths have no common pass
+        unit = int(units.pop() or ROW_UNIT)
+        if group.int8.get(unit, 0.0) > GUARD:
+            marks |= {name.removesuffix(".weight"): unit for name in group.tensors}
+        else:
+            cost += group.int8.get(unit, 0.0)
+    return marks, cost
+
+
+def _curve(base: Plan, groups: Iterable[Group], offers: Mapping[str, list[Offer]]) -> tuple[tuple[float, float], ...]:
+    """What budgets from the smallest to 8 bits would lead to."""
+    groups = list(groups)
+    parameters = sum(math.prod(tensor.info.shape) for tensor in base.tensors)
+    smallest = sum(min(offer.bytes for offer in given) for given in offers.values())
+    points = []
+    for bits in (4.2, 4.25, 4.35, 4.5, 4.625, 4.75, 5.0, 5.25, 5.5, 6.0, 7.0, 8.0):
+        budget = _budget(base, groups, bits)
+        if budget < smallest:
+            continue
+        chosen = spend(offers, budget).values()
+        spent = sum(choice.offer.bytes for choice in chosen)
+        cost = sum(choice.offer.cost for choice in chosen)
+        points.append((bits - 8 * (budget - spent) / parameters, cost))
+    return tuple(points)
 
 
 def applied(base: Plan, decisions: Mapping[str, Decision]) -> Plan:
@@ -91,11 +140,12 @@ def applied(base: Plan, decisions: Mapping[str, Decision]) -> Plan:
 def _with(tensor: TensorPlan, decision: Decision | None) -> TensorPlan:
     if decision is None:
         return tensor
-    reason = f"{decision.group}: {decision.reason}" if decision.group else decision.reason
+    tensor = dataclasses.replace(tensor, reason=decision.reason, group=decision.group, cost=decision.cost)
     if decision.scheme is None:
         dtype = tensor.dtype or ("F16" if tensor.info.dtype == "F16" else "BF16")
-        return dataclasses.replace(tensor, scheme=None, dtype=dtype, reason=reason)
-    return dataclasses.replace(tensor, scheme=_stored_as(tensor, decision.scheme), dtype="", reason=reason)
+        return dataclasses.replace(tensor, scheme=None, dtype=dtype)
+    scheme = _stored_as(tensor, decision.scheme)
+    return dataclasses.replace(tensor, scheme=scheme, dtype="")
 
 
 def _stored_as(tensor: TensorPlan, scheme: Scheme) -> Scheme:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
@@ -20,6 +20,8 @@ class TensorReport:
         source_bytes, bytes: size before and after, scales and zero points included.
         relative_error: |W - stored W| / |W| (Frobenius norms) against the source as it was; 0.0 where kept exactly.
         reason: why it is stored so.
+        group: the input it shares with others; cost: nats of KL divergence the group is predicted to lose. "" and None
+            without calibration.
     """
 
     name: str
@@ -31,6 +33,8 @@ class TensorReport:
     bytes: int
     relative_error: float
     reason: str
+    group: str = ""
+    cost: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +59,10 @@ class Report:
         seconds: wall-clock time of this run; peak_rss_bytes: the process's peak memory so far.
         resumed_tensors: tensors taken over from an interrupted run.
         version: of Freehold.
+        predicted_kld: the groups' costs added up; None without calibration.
+        curve: predicted (bits per weight, nats) of other budgets.
+        two_pass: modules whose inputs int8 can't hold, so that the engine reads them twice, and their activation group.
+        activation_kld: nats that int8 activations are predicted to cost, those modules left out.
         calibration: what the statistics were measured on; None = none were used.
     """
 
@@ -81,6 +89,10 @@ class Report:
     resumed_tensors: int
     version: str
     calibration: dict[str, Any] | None = None
+    predicted_kld: float | None = None
+    curve: tuple[tuple[float, float], ...] = ()
+    two_pass: dict[str, int] = field(default_factory=dict)
+    activation_kld: float | None = None
 
     @property
     def kept(self) -> tuple[TensorReport, ...]:

@@ -26,9 +26,10 @@ from freehold.compress.gptq import gptq
 from freehold.compress.layout import Layout, lay_out
 from freehold.compress.options import CompressOptions, Progress
 from freehold.compress.pack import pack_columns, pack_rows, signed
+from freehold.compress.page import PAGE, page
 from freehold.compress.plan import Plan, Scheme, TensorPlan, make_plan
 from freehold.compress.planfile import Decision, format_plan, read_plan
-from freehold.compress.planning import applied, decide
+from freehold.compress.planning import applied, decide, two_pass
 from freehold.compress.quantize import Quantized, bf16_bits, quantize
 from freehold.compress.report import Report, TensorReport
 from freehold.compress.statistics import Statistics
@@ -92,15 +93,25 @@ def compress(
         destination.begin(_fingerprint(sha256, options, layout, seen), layout)
         resumed = len(destination.done)
         _quantize_all(checkpoint, made, destination, seen, _threads(options), progress)
-        warnings = made.warnings + write_companions(source, checkpoint.config, made, destination)
+        marks, rounding = two_pass(made, seen) if seen else ({}, None)
+        warnings = made.warnings + write_companions(source, checkpoint.config, made, destination, marks)
         report = _report(source, sha256, lineage(source), options, made, layout, destination, warnings, resumed)
         if seen is not None:
-            report = dataclasses.replace(report, method=CALIBRATED, calibration=seen.facts)
+            report = dataclasses.replace(
+                report,
+                method=CALIBRATED,
+                calibration=seen.facts,
+                predicted_kld=_predicted(made),
+                curve=made.curve,
+                two_pass=marks,
+                activation_kld=rounding,
+            )
         if layout.index is not None:
             destination.write_file("model.safetensors.index.json", json.dumps(layout.index, indent=2).encode())
         report = _timed(report, started)
         destination.write_file("README.md", model_card(report).encode())
         destination.write_file(REPORT, report.to_json().encode())
+        destination.write_file(PAGE, page(report).encode())
         destination.finish()
     return report
 
@@ -116,16 +127,12 @@ def plan_text(
     progress = progress or _silent
     with open_checkpoint(source) as checkpoint:
         seen = Statistics(statistics, digest(source, progress)) if statistics else None
-        base = make_plan(checkpoint, options)
-        decisions = _decisions(checkpoint, base, options, seen, progress)
-        made = applied(base, decisions)
-        if not decisions:
-            decisions = {t.name: Decision(t.scheme, t.reason, t.name) for t in made.tensors if t.role != "other"}
+        made = _planned(checkpoint, options, seen, None, progress)
+        decisions = {t.name: Decision(t.scheme, t.reason, t.group or t.name) for t in made.tensors if t.role != "other"}
     size = sum(shard.size for shard in lay_out(made.tensors).shards)
     bits = 8 * size / sum(math.prod(tensor.info.shape) for tensor in made.tensors)
-    cost = sum({d.group: d.cost for d in decisions.values() if d.cost is not None}.values())
     heading = f"{source.absolute().name}: {size:,} bytes, {bits:.3f} bits a weight"
-    return format_plan(decisions, heading + (f", predicted to cost {cost:.4f} nats" if seen else ""))
+    return format_plan(decisions, heading + (f", predicted to cost {_predicted(made):.4f} nats" if seen else ""))
 
 
 def _planned(
@@ -134,17 +141,17 @@ def _planned(
     base = make_plan(checkpoint, options)
     if plan is not None:
         return applied(base, read_plan(plan))
-    return applied(base, _decisions(checkpoint, base, options, seen, progress))
-
-
-def _decisions(
-    checkpoint: Checkpoint, base: Plan, options: CompressOptions, seen: Statistics | None, progress: Progress
-) -> dict[str, Decision]:
     if options.budget is None and options.uniform is None:
-        return {}
+        return base
     if seen is None:
         raise UsageError("a budget of bits is spent by measured cost", hint="calibrate first")
-    return decide(checkpoint, base, seen, options, progress)
+    decided = decide(checkpoint, base, seen, options, progress)
+    return dataclasses.replace(applied(base, decided.decisions), curve=decided.curve)
+
+
+def _predicted(plan: Plan) -> float:
+    """The groups' costs, each once."""
+    return sum({tensor.group: tensor.cost for tensor in plan.tensors if tensor.cost is not None}.values())
 
 
 def _quantize_all(
@@ -332,6 +339,8 @@ def _tensor_report(tensor: TensorPlan, layout: Layout, facts: dict[str, Any]) ->
         bytes=sum(slot.part.nbytes for slot in layout.slots[tensor.name].values()),
         relative_error=_relative(facts["squared_error"], facts["squared_norm"]),
         reason=tensor.reason,
+        group=tensor.group,
+        cost=tensor.cost,
     )
 
 

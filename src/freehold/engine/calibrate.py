@@ -93,7 +93,7 @@ def calibrate(
         return known
     started = time.monotonic()
     with open_checkpoint(path) as checkpoint:
-        program = program_for(checkpoint.config)
+        program = program_for(checkpoint.config, guard=False)
         if not 0 <= windows.min() <= windows.max() < program.vocabulary:
             raise UsageError(f"a token id is outside the vocabulary of {program.vocabulary}")
         _take_up(out, wanted)

@@ -149,7 +149,7 @@ def evaluate_all(
 
 def _load(path: Path, precision: Precision, kv_dtype: str, tier: str, threads: int, window: int) -> _Model:
     with open_checkpoint(path) as checkpoint:
-        program = program_for(checkpoint.config)
+        program = program_for(checkpoint.config, guard=precision == "stored")
         loaded = load_weights(checkpoint, program, precision)
     executor = make_executor(
         program, loaded.weights, pages=pages_for(window), kv_dtype=kv_dtype, threads=threads, tier=tier

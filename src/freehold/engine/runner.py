@@ -93,7 +93,7 @@ class Engine:
         """
         begin = time.perf_counter()
         with open_checkpoint(model) as checkpoint:
-            program = program_for(checkpoint.config)
+            program = program_for(checkpoint.config, guard=precision == "stored")
             weights = load_weights(checkpoint, program, precision)
         pages = kv_pages(program, settings, served_context(program, settings))
         tier, (threads, threads_reason) = choose_tier(settings.isa), choose_threads(settings.threads)

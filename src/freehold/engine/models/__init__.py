@@ -24,8 +24,11 @@ FAMILIES: Mapping[str, str] = {
 MODEL_TYPES: Mapping[str, str] = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 
 
-def program_for(config: Mapping[str, Any]) -> Program:
+def program_for(config: Mapping[str, Any], *, guard: bool = True) -> Program:
     """The program of a model, from its config.json.
+
+    Args:
+        guard: obey the marks of `models.guard`; False where activations are not rounded to int8 anyway.
 
     Raises:
         UnsupportedError: an architecture or option this version can't run; names it and the known ones.
@@ -33,7 +36,7 @@ def program_for(config: Mapping[str, Any]) -> Program:
     """
     module = import_module(f"freehold.engine.models.{_family(config)}")
     build: Callable[[Config], Program] = module.build
-    return guarded(build(Config(config)), _guards(config))
+    return guarded(build(Config(config)), _guards(config) if guard else {})
 
 
 def _guards(config: Mapping[str, Any]) -> dict[str, int]:
