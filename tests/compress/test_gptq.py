@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from freehold.compress.gptq import DAMPING, gptq, inverse_root
+from freehold.compress.gptq import DAMPING, FLOOR, gptq, inverse_root
 from freehold.compress.quantize import quantize
 from freehold.errors import FormatError
 
@@ -21,7 +21,8 @@ def inputs(columns: int = 128, seed: int = 0) -> tuple[np.ndarray, np.ndarray, n
 
 def damped(correlation: np.ndarray, scale: np.ndarray) -> np.ndarray:
     made = correlation.astype(np.float64) + DAMPING * np.eye(len(scale))
-    return made * scale[:, None] * scale[None, :]
+    squares = scale.astype(np.float64) ** 2
+    return made * scale[:, None] * scale[None, :] + FLOOR * squares.mean() * np.eye(len(scale))
 
 
 def weights(rows: int = 48, columns: int = 128) -> np.ndarray:

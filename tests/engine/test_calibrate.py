@@ -43,7 +43,7 @@ def test_every_linear_of_the_program_is_described(tmp_path: Path) -> None:
     assert len(named) == 4 * tiny.config()["num_hidden_layers"] + 1
 
 
-@pytest.mark.parametrize("after", [0, 1, 2, 3, 5, 8])
+@pytest.mark.parametrize("after", [0, 1, 2, 3, 4])
 def test_a_run_that_is_cut_off_goes_on_and_ends_with_the_same_files(tmp_path: Path, after: int) -> None:
     model = tiny.write(tmp_path / "model")
     measure(model, tmp_path / "whole")

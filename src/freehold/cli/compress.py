@@ -22,7 +22,7 @@ from freehold.errors import UnsupportedError, UsageError
 if TYPE_CHECKING:
     from freehold.compress import CompressOptions, Report
 
-DEFAULT_BITS = 4.75  # 70% below bfloat16
+DEFAULT_BITS = 4.75  # 70% below bfloat16; more where what transformers loads needs more
 DEFAULT_TOKENS = 4096
 RULES = "none"
 
@@ -34,7 +34,8 @@ RULES = "none"
 @click.option(
     "--bits",
     type=click.FloatRange(4, 16),
-    help=f"Bits for each weight of the whole model, embeddings included. [default: {DEFAULT_BITS}]",
+    help=f"Bits for each weight of the whole model, embeddings included. [default: {DEFAULT_BITS}, or as few more as "
+    "an 8-bit embedding needs]",
 )
 @click.option("--uniform", metavar="FORMAT", help='One format for everything instead: "int4 g32", "int8 per row".')
 @click.option("--plan", type=click.Path(dir_okay=False, path_type=Path), help="Follow this plan file.")
@@ -56,7 +57,11 @@ RULES = "none"
 )
 @click.option("--asymmetric", is_flag=True, help="Consider grids with zero points too: better, but not loaded by all.")
 @click.option("--group-size", type=click.Choice(["32", "64", "128"]), help="Without calibration. [default: 32]")
-@click.option("--embedding-bits", type=click.Choice(["8", "16"]), help="Without calibration. [default: 8]")
+@click.option(
+    "--embedding-bits",
+    type=click.Choice(["4", "8", "16"]),
+    help="Of the embedding: 8 for transformers, 16 for vLLM. [default: any with --bits, else 8]",
+)
 @click.option(
     "--gguf", type=click.Path(dir_okay=False, path_type=Path), help="Write the result as this .gguf file too."
 )
@@ -135,17 +140,24 @@ def _options(
     embedding_bits: str | None,
     force: bool,
 ) -> CompressOptions:
-    from freehold.compress import CompressOptions
+    from freehold.compress import ANY, CompressOptions
 
     if [bits is not None, uniform is not None, plan is not None].count(True) > 1:
         raise UsageError("--bits, --uniform and --plan all say what becomes of each layer", hint="give one of them")
     if calibration != RULES:
-        if group_size or embedding_bits:
-            raise UsageError(
-                "--group-size and --embedding-bits are for --calibration none", hint='or say --uniform "int4 g64"'
-            )
-        budget = None if uniform or plan else bits or DEFAULT_BITS
-        return CompressOptions(budget=budget, uniform=uniform, symmetric=not asymmetric, overwrite=force)
+        if group_size:
+            raise UsageError("--group-size is for --calibration none", hint='or say --uniform "int4 g64"')
+        if plan:
+            return CompressOptions(symmetric=not asymmetric, overwrite=force)
+        asked = bits is not None or uniform is not None
+        return CompressOptions(
+            budget=None if uniform else bits or DEFAULT_BITS,
+            uniform=uniform,
+            stretch=not asked,
+            embedding_bits=int(embedding_bits or (ANY if asked else 8)),
+            symmetric=not asymmetric,
+            overwrite=force,
+        )
     if uniform is not None:
         raise UsageError("--uniform needs a calibration", hint="with --calibration none, give --bits and --group-size")
     if bits not in (None, 4, 8):

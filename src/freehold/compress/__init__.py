@@ -11,13 +11,14 @@ engine: they meet at files on disk.
 
 from freehold.compress.companions import digest
 from freehold.compress.gguf import Exported, export_gguf
-from freehold.compress.options import CompressOptions, Progress
+from freehold.compress.options import ANY, CompressOptions, Progress
 from freehold.compress.plan import Plan, Scheme, TensorPlan, make_plan
 from freehold.compress.report import Report, TensorReport, by_kind
 from freehold.compress.run import compress, plan_text
 from freehold.compress.text import builtin_text
 
 __all__ = [
+    "ANY",
     "CompressOptions",
     "Exported",
     "Plan",

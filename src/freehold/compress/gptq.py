@@ -19,7 +19,10 @@ F32 = NDArray[np.float32]
 _f = np.float32
 
 DAMPING = 0.05
-"""Added to the correlation matrix's diagonal: inputs that hardly vary in the calibration text may vary elsewhere."""
+"""Share of an input's own second moment that is added to it: correlations measured on a short text are too sure."""
+FLOOR = 0.01
+"""Share of the mean second moment added to every input's: those that hardly vary in the calibration text may elsewhere, and
+must not become the place where the errors of others are hidden."""
 BLOCK = 32  # columns whose errors are handed on one by one; to the others they go as one matrix product
 SMALL = 256  # triangular inverses below this size are LAPACK's
 
@@ -35,15 +38,21 @@ class Rounded(Quantized):
     costs: NDArray[np.float64]
 
 
-def inverse_root(correlation: NDArray[np.floating], scale: F32, damping: float = DAMPING) -> F32:
-    """Upper triangular U [K, K] with U^T U = (S (C + damping I) S)^-1, from the moment's correlation C and scale S.
+def inverse_root(correlation: NDArray[np.floating], scale: F32, damping: float = DAMPING, floor: float = FLOOR) -> F32:
+    """Upper triangular U [K, K] with U^T U = (S (C + damping I) S + floor mean(S^2) I)^-1, C and S being the moment's
+    correlation matrix and scale.
 
     Raises:
         FormatError: C is no correlation matrix.
     """
     size = len(scale)
+    squares = scale.astype(np.float64) ** 2
+    whole = np.sqrt(squares * (1 + damping) + (floor * squares.mean() if squares.any() else 1.0)).astype(_f)
+    share = scale / whole
     c = correlation.astype(_f)
-    c[np.arange(size), np.arange(size)] = _f(1 + damping)
+    c *= share[:, None]
+    c *= share[None, :]
+    c[np.arange(size), np.arange(size)] = 1
     try:
         # C = R R^T with R upper triangular is a Cholesky factor read backwards, and R^-1 is the root wanted.
         upper = np.ascontiguousarray(np.linalg.cholesky(c[::-1, ::-1])[::-1, ::-1])
@@ -51,8 +60,7 @@ def inverse_root(correlation: NDArray[np.floating], scale: F32, damping: float =
         raise FormatError("expected a second moment that is positive definite", hint="calibrate again") from None
     del c
     root = _inverse_of_upper(upper)
-    floor = _f(1e-3) * _f(np.sqrt(np.mean(scale.astype(np.float64) ** 2))) or _f(1)
-    root /= np.maximum(scale, floor)[None, :]
+    root /= whole[None, :]
     return root
 
 

@@ -82,7 +82,7 @@ def parts(plan: TensorPlan) -> list[Part]:
         found.append(Part("zeros", f"{base}.weight_zero_point", "I32", (_words(rows, scheme.bits), groups)))
     if scheme.packed:
         found.append(Part("shape", f"{base}.weight_shape", "I64", (2,)))
-    if plan.tied:
+    if plan.tied and not scheme.packed:  # what transformers needs to tie int8; 4 bits it can't tie anyway
         found.append(Part("tied_scales", f"{plan.tied}.weight_scale", "BF16", (rows, groups)))
     return found
 

@@ -8,6 +8,8 @@ from typing import Protocol
 from freehold.errors import UsageError
 
 GROUP_SIZES = (32, 64, 128)
+ANY = 0
+"""`embedding_bits` that leaves the choice to the budget."""
 KEEP = 16
 """`embedding_bits` that leaves embeddings and output layer in 16 bits."""
 
@@ -34,7 +36,10 @@ class CompressOptions:
         budget: bits for each weight of the whole model, embeddings, scales and norms included: what each layer gets is
             then measured (needs statistics), and `bits`, `group_size`, `kv_bits` and `embedding_bits` don't count.
         uniform: a format, "int4 g32", that every linear layer and embedding gets instead.
-        embedding_bits: 8, or 16 to leave embeddings and output layer alone (vLLM reads no int8 embeddings).
+        stretch: raise a budget that is too small for the formats allowed, by SPARE bits above the smallest.
+        embedding_bits: 8, or 16 to leave embeddings and output layer alone (vLLM reads no int8 embeddings). With a
+            budget: of the embedding; 4 and ANY too, which for an embedding shared with the output layer gives what
+            transformers can't load (Freehold, and llama.cpp as GGUF, can).
         overwrite: replace an earlier result of ours at the destination.
         threads: threads that search scales; 0 = as many as this process may use, at most 8.
 
@@ -49,6 +54,7 @@ class CompressOptions:
     embedding_bits: int = 8
     budget: float | None = None
     uniform: str | None = None
+    stretch: bool = False
     overwrite: bool = False
     threads: int = 0
 
@@ -56,7 +62,8 @@ class CompressOptions:
         _one_of("bits", self.bits, (4, 8))
         _one_of("group size", self.group_size, GROUP_SIZES)
         _one_of("bits of key and value projections", self.kv_bits, (4, 8))
-        _one_of("bits of the embedding", self.embedding_bits, (8, KEEP))
+        planned = self.budget is not None or self.uniform is not None
+        _one_of("bits of the embedding", self.embedding_bits, (ANY, 4, 8, KEEP) if planned else (8, KEEP))
         if self.budget is not None and not 4 <= self.budget <= 16:
             raise UsageError(f"expected a budget of 4 to 16 bits a weight, found {self.budget:g}")
         if self.threads < 0:
@@ -72,6 +79,7 @@ class CompressOptions:
             "embedding_bits": self.embedding_bits,
             "budget": self.budget,
             "uniform": self.uniform,
+            "stretch": self.stretch,
         }
 
 

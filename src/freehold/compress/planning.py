@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Mapping
 
 from freehold.compress.budget import Offer, spend
 from freehold.compress.layout import lay_out, parts
-from freehold.compress.options import GROUP_SIZES, CompressOptions
+from freehold.compress.options import ANY, GROUP_SIZES, CompressOptions
+from freehold.compress.options import KEEP as KEEP_BITS
 from freehold.compress.plan import Plan, Scheme, TensorPlan
 from freehold.compress.planfile import KEEP, Decision, parse_scheme
 from freehold.compress.sensitivity import measure
@@ -23,6 +24,8 @@ Progress = Callable[[int, int | None, str], None]
 
 ROW_UNIT = 64
 """Columns of an activation group where a weight has one scale for a row (kernels.matrix.PER_CHANNEL_UNIT)."""
+SPARE = 0.2
+"""Bits for each weight above the smallest formats that `stretch` gives to spend."""
 GUARD = 2e-3
 """Nats that int8 activations may cost at one input before it is read in two passes: half of what all inputs of a small
 model together lose without outliers."""
@@ -60,7 +63,7 @@ def decide(
     costs = measure(checkpoint, statistics, candidates, progress)
     offers = {
         name: [
-            *(_offer(groups[name], tensors, scheme, costs[name][scheme.text]) for scheme in schemes),
+            *(_offer(groups[name], tensors, scheme, costs.get(name, {})[scheme.text]) for scheme in schemes),
             _offer(groups[name], tensors, None, 0.0),
         ]
         for name, schemes in candidates.items()
@@ -69,6 +72,10 @@ def decide(
         chosen = {name: (given[0], "the one format asked for everything") for name, given in offers.items()}
     else:
         budget = _budget(base, groups.values(), options.budget)
+        if options.stretch:
+            smallest = sum(min(offer.bytes for offer in given) for given in offers.values())
+            parameters = sum(math.prod(tensor.info.shape) for tensor in base.tensors)
+            budget = max(budget, smallest + int(SPARE * parameters / 8))
         chosen = {name: (choice.offer, choice.reason) for name, choice in spend(offers, budget).items()}
     decisions = {
         tensor: Decision(parse_scheme(chosen[name][0].text), chosen[name][1], name, chosen[name][0].cost)
@@ -132,9 +139,22 @@ def applied(base: Plan, decisions: Mapping[str, Decision]) -> Plan:
             raise UsageError(
                 f"the plan gives {name} groups of {scheme.group_size}, its width is {tensor.info.shape[1]}"
             )
-    return dataclasses.replace(
-        base, tensors=tuple(_with(tensor, decisions.get(tensor.name)) for tensor in base.tensors)
-    )
+    made = tuple(_with(tensor, decisions.get(tensor.name)) for tensor in base.tensors)
+    return dataclasses.replace(base, tensors=made, warnings=base.warnings + _limits(made))
+
+
+def _limits(tensors: Iterable[TensorPlan]) -> tuple[str, ...]:
+    """Who can't load what was planned, as tried with transformers 5.23 and compressed-tensors 0.20."""
+    warnings = []
+    schemes = [(tensor, tensor.scheme) for tensor in tensors if tensor.scheme is not None]
+    if any(tensor.tied and scheme.packed for tensor, scheme in schemes):
+        warnings.append(
+            "transformers can't load a 4-bit embedding that is shared with the output layer: for it use "
+            "--embedding-bits 8; llama.cpp loads --gguf"
+        )
+    if any(not scheme.symmetric for _, scheme in schemes):
+        warnings.append("transformers can't load zero points of packed layers: for it leave out --asymmetric")
+    return tuple(warnings)
 
 
 def _with(tensor: TensorPlan, decision: Decision | None) -> TensorPlan:
@@ -157,6 +177,11 @@ def _stored_as(tensor: TensorPlan, scheme: Scheme) -> Scheme:
 def _candidates(group: Group, tensors: Mapping[str, TensorPlan], options: CompressOptions) -> list[Scheme]:
     """From what the options allow, what all the group's widths can take."""
     columns = tensors[group.tensors[0]].info.shape[1]
+    embedding = options.embedding_bits if any(tensors[name].role == "embedding" for name in group.tensors) else ANY
+    if embedding == KEEP_BITS:
+        return []
+    if embedding == 8:
+        return [Scheme(8, None, symmetric=True, packed=True)]
     if options.uniform is not None:
         wanted = parse_scheme(options.uniform)
         if wanted is None:
@@ -166,7 +191,7 @@ def _candidates(group: Group, tensors: Mapping[str, TensorPlan], options: Compre
     found = [Scheme(4, size, symmetric=True, packed=True) for size in fitting]
     if not options.symmetric:
         found += [Scheme(4, size, symmetric=False, packed=True) for size in fitting]
-    return [*found, Scheme(8, None, symmetric=True, packed=True)]
+    return [*found, *([] if embedding == 4 else [Scheme(8, None, symmetric=True, packed=True)])]
 
 
 def _fitting(scheme: Scheme, columns: int) -> Scheme:

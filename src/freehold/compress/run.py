@@ -235,7 +235,7 @@ def _grid(
         writer.put("zeros", pack_columns(np.concatenate(zeros), scheme.bits).tobytes())
     if scheme.packed:
         writer.put("shape", np.array(tensor.info.shape, "<i8").tobytes())
-    if tensor.tied:
+    if tensor.tied and not scheme.packed:
         writer.put("tied_scales", stored_scales)
     return {"squared_error": error, "squared_norm": norm}
 
