@@ -11,8 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tests.compress.checkpoints import tiny_tensors, write_checkpoint
-from tests.engine import tiny
 
 from freehold.compress import ANY, CompressOptions, compress, digest, export_gguf, plan_text
 from freehold.compress.planfile import parse_scheme
@@ -21,6 +19,8 @@ from freehold.engine.evaluate import evaluate
 from freehold.errors import UsageError
 from freehold.formats import QuantizedTensor, open_checkpoint
 from freehold.settings import EngineSettings
+from tests.compress.checkpoints import tiny_tensors, write_checkpoint
+from tests.engine import tiny
 
 IDS = np.random.default_rng(0).integers(0, 96, 1024).tolist()
 WIDER = {"hidden_size": 64, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5}
@@ -44,7 +44,9 @@ def statistics(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("bits", [5.5, 6.0, 8.0])
-def test_a_budget_is_for_the_whole_model_and_is_kept(source: Path, statistics: Path, tmp_path: Path, bits: float) -> None:
+def test_a_budget_is_for_the_whole_model_and_is_kept(
+    source: Path, statistics: Path, tmp_path: Path, bits: float
+) -> None:
     # A model this small is mostly headers and norms: the budget has to cover them too.
     headroom = 8 * HEADERS / PARAMETERS
     options = CompressOptions(budget=bits + headroom, embedding_bits=ANY)
@@ -68,7 +70,9 @@ def test_more_bits_never_predict_a_worse_model(source: Path, statistics: Path, t
     assert costs == sorted(costs, reverse=True)
 
 
-def test_rounding_that_makes_up_for_itself_beats_rounding_to_nearest(source: Path, statistics: Path, tmp_path: Path) -> None:
+def test_rounding_that_makes_up_for_itself_beats_rounding_to_nearest(
+    source: Path, statistics: Path, tmp_path: Path
+) -> None:
     uniform = CompressOptions(uniform="int4 g32", embedding_bits=8)
     compress(source, tmp_path / "gptq", uniform, statistics=statistics)
     compress(source, tmp_path / "nearest", CompressOptions(kv_bits=4))
@@ -201,9 +205,9 @@ def test_the_page_is_whole_in_itself_and_shows_every_matrix(source: Path, statis
 
 def test_a_gguf_file_holds_the_very_weights(statistics: Path, tmp_path: Path) -> None:
     model = tiny.write(tmp_path / "model", vocab_size=96)
+    (model / "tokenizer.json").write_text(json.dumps(BYTES))
     stats = tmp_path / "stats"
     calibrate(model, IDS, stats, source=digest(model, silent), text="t")
-    (model / "tokenizer.json").write_text(json.dumps(BYTES))
     options = CompressOptions(uniform="int4 g32", embedding_bits=4)
     compress(model, tmp_path / "out", options, statistics=stats)
     export = export_gguf(tmp_path / "out", tmp_path / "out", tmp_path / "out.gguf")
@@ -212,7 +216,9 @@ def test_a_gguf_file_holds_the_very_weights(statistics: Path, tmp_path: Path) ->
         assert set(theirs.names()) == set(ours.names())
         for name in ours.names():
             expected = ours.float32(name)
-            assert np.allclose(theirs.float32(name), expected, rtol=2e-3 if export.rounded_scales else 0, atol=1e-7), name
+            assert np.allclose(theirs.float32(name), expected, rtol=2e-3 if export.rounded_scales else 0, atol=1e-7), (
+                name
+            )
         for key in ("hidden_size", "num_key_value_heads", "intermediate_size", "rope_theta", "tie_word_embeddings"):
             assert theirs.config[key] == ours.config[key]
 

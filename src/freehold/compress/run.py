@@ -43,7 +43,7 @@ from freehold.process_memory import peak_resident_bytes
 ALGORITHM = 2
 """Raised whenever the same source and options would give other bytes: unfinished work of another version is dropped."""
 BLOCK = 1 << 17  # weights searched at a time: the handful of float32 arrays of this size stay in the L2 cache
-GPTQ_BLOCK = 1 << 22  # its columns are done one by one: long ones, so that Python is not what takes the time
+GPTQ_ROWS = 8192  # columns are done one by one: long ones, so that Python is not what takes the time
 ROW_MULTIPLE = 8
 MAX_THREADS = 8
 
@@ -223,7 +223,7 @@ def _grid(
         return quantize(weights, scheme.bits, group, symmetric=scheme.symmetric)
 
     scales, zeros, error, norm = [], [], 0.0, 0.0
-    for block in pool.map(search, _row_blocks(tensor.info.shape, GPTQ_BLOCK if by_cost else BLOCK)):
+    for block in pool.map(search, _blocks(tensor.info.shape, by_cost=by_cost)):
         writer.put("codes", _stored_codes(block.codes, scheme))
         scales.append(bf16_bits(block.scales))
         if block.zeros is not None:
@@ -267,6 +267,16 @@ def _stored_values(values: NDArray[np.float32], dtype: str) -> tuple[bytes, NDAr
         return half.tobytes(), half.astype(np.float32)
     bits = bf16_bits(values)
     return bits.astype("<u2").tobytes(), to_float32(bits)
+
+
+def _blocks(shape: tuple[int, ...], *, by_cost: bool) -> Iterator[slice]:
+    """Row blocks: short ones for rounding to nearest, for GPTQ long ones, but two to a matrix whatever the threads.
+
+    Matrix products of other shapes may differ in the last bit: the result must not depend on how many threads there are.
+    """
+    if not by_cost:
+        return _row_blocks(shape)
+    return _row_blocks(shape, min(GPTQ_ROWS, max(-(-shape[0] // 2), ROW_MULTIPLE)) * shape[1])
 
 
 def _row_blocks(shape: tuple[int, ...], block: int = BLOCK) -> Iterator[slice]:

@@ -27,7 +27,7 @@ Costs = dict[str, dict[str, float]]
 """By group and by the scheme's text."""
 
 SAMPLE = 96  # rows of a tensor that are tried; all of them where there are not many more
-VERSION = 3
+VERSION = 4
 
 
 def measure(

@@ -25,6 +25,7 @@ import math
 import shutil
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -38,6 +39,7 @@ from freehold.engine.models import program_for
 from freehold.engine.tape import F32, Linear, Tape
 from freehold.errors import UsageError
 from freehold.formats.checkpoint import Checkpoint, open_checkpoint
+from freehold.kernels.cpu import choose_threads
 from freehold.kernels.matrix import Matrix
 from freehold.kernels.program import Op, Program
 from freehold.kernels.reference import quantize_rows
@@ -116,6 +118,8 @@ class _Work:
         self._checkpoint, self._program, self._windows, self._out = checkpoint, program, windows, out
         self._progress = progress
         self._prelude, self._sections = sections(program)
+        self._threads = choose_threads()[0]
+        self._pool = ThreadPoolExecutor(self._threads)
         self._step, self._steps = 0, len(self._sections) * 3 * len(windows)
 
     def forward(self) -> None:
@@ -126,9 +130,11 @@ class _Work:
             if not self._state(number + 1).exists() and not self._section(number).exists():
                 weights = self._weights(ops)
                 x = np.load(self._state(number))
-                for window in range(len(x)):
-                    tape = self._run(ops, weights, x[window])
-                    x[window] = tape.values["x"]
+
+                def through(window: int, ops: list[Op] = ops, weights: dict[str, F32] = weights, x: F32 = x) -> None:
+                    x[window] = self._run(ops, weights, x[window]).values["x"]
+
+                for _ in self._pool.map(through, range(len(x))):
                     self._tick()
                 self._save(self._state(number + 1), x)
             self._step = (number + 1) * len(self._windows)
@@ -152,18 +158,22 @@ class _Work:
         gradient = None if last else np.load(self._gradient(number + 1))
         moments: dict[str, Moment] = {}
         before, loss = np.empty_like(x), 0.0
-        for window in range(len(x)):
-            tape = self._run(ops, weights, x[window])
+
+        def back(window: int) -> tuple[list[tuple[str, Share]], float]:
+            tape, nll = self._run(ops, weights, x[window]), 0.0
             if gradient is None:
                 given, nll = _drawn(tape.values["logits"], self._windows[window], window)
-                loss += nll
-                grads = tape.backward({"logits": given})
+                before[window] = tape.backward({"logits": given})["x"]
             else:
-                grads = tape.backward({"x": gradient[window]})
-            before[window] = grads["x"]
-            for seen in tape.linears:
-                moments.setdefault(seen.weight, Moment(seen)).add(seen)
-            self._tick(2)
+                before[window] = tape.backward({"x": gradient[window]})["x"]
+            return [(seen.weight, Share.of(seen)) for seen in tape.linears], nll
+
+        for first in range(0, len(x), self._threads):  # no more windows' shares in memory than threads
+            for shares, nll in self._pool.map(back, range(first, min(first + self._threads, len(x)))):
+                for name, share in shares:
+                    moments.setdefault(name, Moment(share)).add(share)
+                loss += nll
+                self._tick(2)
         if last:
             _write(self._out / f"{number:05d}.json", json.dumps({"loss": loss / len(x)}).encode())
         self._save(self._gradient(number), before)
@@ -235,32 +245,54 @@ class _Work:
         self._progress(self._step, self._steps, "calibrating")
 
 
-class Moment:
-    """Sums over tokens for one linear."""
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What one window adds to a moment: sums over its tokens, see `Moment`."""
 
-    def __init__(self, seen: Linear) -> None:
-        self._sum = np.zeros((seen.input.shape[1],) * 2, np.float32)
-        self._squares = np.zeros(seen.gradient.shape[1], np.float64)
+    product: F32
+    squares: NDArray[np.float64]
+    weight: float
+    tokens: int
+    cost: dict[int, float]
+    peak: float
+
+    @classmethod
+    def of(cls, seen: Linear) -> Share:
+        """Of one linear."""
+        x, gradient, input_gradient = seen.input, seen.gradient, seen.input_gradient
+        squares = gradient * gradient
+        weight = squares.mean(axis=1)
+        weighted = x * np.sqrt(weight)[:, None]
+        cost = {}
+        for unit in UNITS:
+            slope = np.einsum("tk,tk->t", input_gradient, x - _int8(x, unit))
+            cost[unit] = 0.5 * float((slope**2).sum(dtype=np.float64))
+        ratio = np.abs(x).max(axis=1) / np.sqrt((x * x).mean(axis=1) + np.float32(1e-30))
+        total = float(weight.sum(dtype=np.float64))
+        squared: NDArray[np.float64] = squares.sum(axis=0, dtype=np.float64)
+        return cls(weighted.T @ weighted, squared, total, len(x), cost, float(ratio.max()))
+
+
+class Moment:
+    """Sums over tokens for one linear, window by window in their order."""
+
+    def __init__(self, first: Share) -> None:
+        self._sum = np.zeros_like(first.product)
+        self._squares = np.zeros_like(first.squares)
         self._weight = 0.0
         self._tokens = 0
         self._cost = dict.fromkeys(UNITS, 0.0)
         self.peak = 0.0
 
-    def add(self, seen: Linear) -> None:
+    def add(self, share: Share) -> None:
         """One window."""
-        x, gradient, input_gradient = seen.input, seen.gradient, seen.input_gradient
-        squares = gradient * gradient
-        weight = squares.mean(axis=1)
-        weighted = x * np.sqrt(weight)[:, None]
-        self._sum += weighted.T @ weighted
-        self._squares += squares.sum(axis=0, dtype=np.float64)
-        self._weight += float(weight.sum(dtype=np.float64))
-        self._tokens += len(x)
+        self._sum += share.product
+        self._squares += share.squares
+        self._weight += share.weight
+        self._tokens += share.tokens
         for unit in UNITS:
-            error = x - _int8(x, unit)
-            self._cost[unit] += 0.5 * float((np.einsum("tk,tk->t", input_gradient, error) ** 2).sum(dtype=np.float64))
-        ratio = np.abs(x).max(axis=1) / np.sqrt((x * x).mean(axis=1) + np.float32(1e-30))
-        self.peak = max(self.peak, float(ratio.max()))
+            self._cost[unit] += share.cost[unit]
+        self.peak = max(self.peak, share.peak)
 
     @property
     def importance(self) -> F32:

@@ -1,0 +1,91 @@
+"""HumanEval's judge and the plots: what passes, what is stopped, and which models are on the frontier."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from freehold.cli.humaneval import isolated, passes, wilson
+from freehold.cli.plot import Point, frontier, terminal
+
+
+def test_a_program_that_ends_well_passes() -> None:
+    assert passes("import math\nassert math.sqrt(4) == 2\n")
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "assert False",
+        "raise SystemExit(3)",
+        "x = ' ' * (3 << 30)",
+        "import os\nos.fork()",
+        "open('big', 'wb').write(b'x' * (2 << 20))",
+        "def broken(:",
+    ],
+    ids=["wrong", "exit", "memory", "fork", "disk", "syntax"],
+)
+def test_one_that_fails_or_wants_too_much_does_not(program: str) -> None:
+    if program.startswith("import os") and _privileged():
+        pytest.skip("root has no limit of processes")
+    assert not passes(program)
+
+
+def _privileged() -> bool:
+    import os
+
+    return os.geteuid() == 0
+
+
+def test_a_program_reaches_no_network_where_the_system_lets_us_take_it_away() -> None:
+    if not isolated():
+        pytest.skip("this system gives no network namespaces")
+    listen = "import socket\ns = socket.socket()\ns.bind(('127.0.0.1', 0))\ns.listen()\n"
+    connect = listen + "socket.create_connection(s.getsockname())"
+    assert not passes(connect)
+
+
+def test_a_completion_ends_where_lines_are_no_longer_indented() -> None:
+    from freehold.cli.humaneval import _END
+
+    assert (
+        _END.split("    return 1\n\n    # done\ndef other():\n    pass", maxsplit=1)[0] == "    return 1\n\n    # done"
+    )
+
+
+@pytest.mark.parametrize(("passed", "low", "high"), [(0, 0.0, 0.0229), (82, 0.424, 0.576), (164, 0.977, 1.0)])
+def test_the_interval_is_wilsons(passed: int, low: float, high: float) -> None:
+    found = wilson(passed, 164)
+    assert found == (pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3))
+
+
+POINTS = [
+    Point("small", 4.5, 0.10, 0.01),
+    Point("worse", 4.6, 0.12, 0.01),
+    Point("large", 8.0, 0.01, 0.001),
+]
+
+
+def test_the_frontier_holds_what_no_other_beats() -> None:
+    assert [point.name for point in frontier(POINTS)] == ["small", "large"]
+
+
+def test_the_terminal_plot_shows_every_model_and_capitals_on_the_frontier() -> None:
+    text = terminal(POINTS)
+    for mark, point in zip("AbC", POINTS, strict=True):
+        assert f"{mark}  {point.bits:6.3f} bits  KLD {point.kld:.4f}" in text
+    assert "4.50" in text
+    assert "8.00 bits" in text
+
+
+def test_a_picture_without_matplotlib_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    from freehold.cli.plot import png
+    from freehold.errors import UsageError
+
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(UsageError) as caught:
+        png(POINTS, tmp_path / "x.png", "t")
+    assert "freehold[plot]" in str(caught.value.hint)
