@@ -1,4 +1,5 @@
 // The only place that knows Python. Checks shapes, drops the GIL around work, turns C++ exceptions into ValueError.
+#include <iterator>
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/pair.h>
@@ -53,7 +54,7 @@ nb::object owned(std::vector<float>&& values, size_t rows, size_t columns) {
 
 Kind kind_by_name(const std::string& name) {
   const char* names[] = {"embed", "rmsnorm", "linear", "headnorm", "rope_table", "rope", "attention", "silu_mul", "gather", "residual"};
-  for (int i = 0; i < 9; ++i)
+  for (int i = 0; i < static_cast<int>(std::size(names)); ++i)
     if (name == names[i]) return static_cast<Kind>(i);
   throw std::invalid_argument("unknown operation " + name);
 }
