@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.compress import CompressOptions, compress
+from freehold.compress import CompressOptions, compress, digest
+from freehold.engine.calibrate import calibrate
 from freehold.formats import open_checkpoint
 from tests.oracle.recorded import MODELS, TINY, smollm2, vector
 
@@ -69,8 +70,17 @@ def test_transformers_sees_our_weights_with_other_options_too(
     compare(name, options, tmp_path)
 
 
-def compare(name: str, options: CompressOptions, tmp_path: Path) -> None:
-    compress(MODELS / name, tmp_path / "out", options)
+@pytest.mark.parametrize("name", TINY)
+def test_transformers_sees_the_weights_of_a_planned_mix(name: str, tmp_path: Path) -> None:
+    prompt = vector(MODELS / name / "expected.npz").prompt
+    source, ids = MODELS / name, (list(prompt) * 64)[:512]
+    calibrate(source, ids, tmp_path / "statistics", source=digest(source, lambda *_: None), text="the recorded prompt")
+    options = CompressOptions(budget=4.75, stretch=True, embedding_bits=8)
+    compare(name, options, tmp_path, statistics=tmp_path / "statistics")
+
+
+def compare(name: str, options: CompressOptions, tmp_path: Path, statistics: Path | None = None) -> None:
+    compress(MODELS / name, tmp_path / "out", options, statistics=statistics)
     theirs, ours = load(tmp_path / "out"), with_our_weights(tmp_path / "out")
     prompt = vector(MODELS / name / "expected.npz").prompt
     assert greedy(theirs, prompt, 32) == greedy(ours, prompt, 32)  # also makes transformers decompress
