@@ -6,7 +6,7 @@ import itertools
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from freehold.compress.budget import Offer, spend
@@ -49,6 +49,7 @@ offers = st.lists(
 )
 
 
+@settings(deadline=None)
 @given(st.dictionaries(st.sampled_from("abcd"), offers, min_size=1), st.integers(1, 160))
 def test_it_never_overspends_and_is_near_the_best_there_is(given_: dict[str, list[Offer]], budget: int) -> None:
     smallest = sum(min(o.bytes for o in group) for group in given_.values())
