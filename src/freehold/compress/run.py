@@ -216,8 +216,13 @@ def _grid(
     by_cost = seen is not None and scheme.bits == 4  # at 8 bits there is nothing left to make up for
     root = seen.root(seen.by_tensor[tensor.name]) if seen is not None and by_cost else None
 
+    same = loaded if isinstance(loaded, QuantizedTensor) and _on_grid(loaded, scheme, group) else None
+
     def search(rows: slice) -> Quantized:
         weights = _rows(loaded, rows)
+        if same is not None:
+            norm = float(np.sum(weights * weights, dtype=np.float64))
+            return Quantized(same.codes[rows], same.scales[rows], None, squared_error=0.0, squared_norm=norm)
         if root is not None:
             return gptq(weights, root, scheme.bits, group, symmetric=scheme.symmetric)
         return quantize(weights, scheme.bits, group, symmetric=scheme.symmetric)
@@ -238,6 +243,13 @@ def _grid(
     if tensor.tied and not scheme.packed:
         writer.put("tied_scales", stored_scales)
     return {"squared_error": error, "squared_norm": norm}
+
+
+def _on_grid(loaded: QuantizedTensor, scheme: Scheme, group: int) -> bool:
+    """Whether the source lies on the very grid that is asked for, scales included: then nothing is rounded again."""
+    if (loaded.bits, loaded.group_size) != (scheme.bits, group) or loaded.offsets is not None or not scheme.symmetric:
+        return False
+    return not (np.ascontiguousarray(loaded.scales).view(np.uint32) & np.uint32(0xFFFF)).any()
 
 
 def _stored_codes(codes: NDArray[np.uint8], scheme: Scheme) -> bytes:
