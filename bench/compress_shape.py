@@ -22,8 +22,9 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import save_file
 
-from freehold.compress import CompressOptions, compress, digest
+from freehold.compress import CompressOptions, compress
 from freehold.engine.calibrate import calibrate
+from freehold.formats.digest import digest
 from freehold.process_memory import peak_resident_bytes
 
 SHAPES = {  # hidden, intermediate, layers, heads, kv heads, head size, vocabulary, tied
@@ -98,7 +99,7 @@ def main() -> None:
             events.append((time.monotonic(), what, done))
 
         begin = time.monotonic()
-        key = digest(source, progress)
+        key = digest(source)
         calibrate(source, ids, Path(work) / "statistics", source=key, text="random", progress=progress)
         marks["calibrate"] = time.monotonic() - begin
         begin, cpu = time.monotonic(), time.process_time()

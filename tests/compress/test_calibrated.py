@@ -12,22 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from freehold.compress import ANY, CompressOptions, compress, digest, export_gguf, plan_text
+from freehold.compress import ANY, CompressOptions, compress, export_gguf, plan_text
 from freehold.compress.planfile import parse_scheme
 from freehold.engine.calibrate import calibrate
 from freehold.engine.evaluate import evaluate
 from freehold.errors import UsageError
 from freehold.formats import QuantizedTensor, open_checkpoint
+from freehold.formats.digest import digest
 from freehold.settings import EngineSettings
 from tests.compress.checkpoints import tiny_tensors, write_checkpoint
 from tests.engine import tiny
 
 IDS = np.random.default_rng(0).integers(0, 96, 1024).tolist()
 WIDER = {"hidden_size": 64, "max_position_embeddings": 1024, "rms_norm_eps": 1e-5}
-
-
-def silent(done: int, total: int | None, what: str) -> None:
-    return
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +36,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def statistics(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("statistics") / "out"
-    calibrate(source, IDS, out, source=digest(source, silent), text="t")
+    calibrate(source, IDS, out, source=digest(source), text="t")
     return out
 
 
@@ -207,7 +204,7 @@ def test_a_gguf_file_holds_the_very_weights(statistics: Path, tmp_path: Path) ->
     model = tiny.write(tmp_path / "model", vocab_size=96)
     (model / "tokenizer.json").write_text(json.dumps(BYTES))
     stats = tmp_path / "stats"
-    calibrate(model, IDS, stats, source=digest(model, silent), text="t")
+    calibrate(model, IDS, stats, source=digest(model), text="t")
     options = CompressOptions(uniform="int4 g32", embedding_bits=4)
     compress(model, tmp_path / "out", options, statistics=stats)
     export = export_gguf(tmp_path / "out", tmp_path / "out", tmp_path / "out.gguf")

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from freehold.compress import CompressOptions, compress, digest
+from freehold.compress import CompressOptions, compress
 from freehold.engine.calibrate import calibrate
 from freehold.formats import open_checkpoint
+from freehold.formats.digest import digest
 from tests.oracle.recorded import MODELS, TINY, smollm2, vector
 
 torch = pytest.importorskip("torch", reason="needs torch: run `make oracle`")
@@ -74,7 +75,7 @@ def test_transformers_sees_our_weights_with_other_options_too(
 def test_transformers_sees_the_weights_of_a_planned_mix(name: str, tmp_path: Path) -> None:
     prompt = vector(MODELS / name / "expected.npz").prompt
     source, ids = MODELS / name, (list(prompt) * 64)[:512]
-    calibrate(source, ids, tmp_path / "statistics", source=digest(source, lambda *_: None), text="the recorded prompt")
+    calibrate(source, ids, tmp_path / "statistics", source=digest(source), text="the recorded prompt")
     options = CompressOptions(budget=4.75, stretch=True, embedding_bits=8)
     compare(name, options, tmp_path, statistics=tmp_path / "statistics")
 

@@ -177,9 +177,10 @@ def _options(
 
 def _calibrate(path: Path, out: Path, which: str, tokens: int, bar: Progress) -> Path:
     """Statistics of the model on a text, measured now or found finished."""
-    from freehold.compress import builtin_text, digest
+    from freehold.compress import builtin_text
     from freehold.engine.calibrate import calibrate
     from freehold.formats import load_tokenizer
+    from freehold.formats.digest import digest
 
     words = builtin_text() if which == "builtin" else read_text(Path(which))
     ids = load_tokenizer(path).encode(words, special=False)[:tokens]
@@ -189,7 +190,7 @@ def _calibrate(path: Path, out: Path, which: str, tokens: int, bar: Progress) ->
             path,
             ids,
             out,
-            source=digest(path, bar),
+            source=digest(path, lambda done, total: bar(done, total, "reading source")),
             text=hashlib.sha256(words.encode()).hexdigest(),
             progress=bar,
         )

@@ -9,7 +9,6 @@ budget of bits by the costs that `sensitivity` measures (or `plan` decides by ru
 engine: they meet at files on disk.
 """
 
-from freehold.compress.companions import digest
 from freehold.compress.gguf import Exported, export_gguf
 from freehold.compress.options import ANY, CompressOptions, Progress
 from freehold.compress.plan import Plan, Scheme, TensorPlan, make_plan
@@ -30,7 +29,6 @@ __all__ = [
     "builtin_text",
     "by_kind",
     "compress",
-    "digest",
     "export_gguf",
     "make_plan",
     "plan_text",

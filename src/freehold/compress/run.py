@@ -126,7 +126,7 @@ def plan_text(
     """
     progress = progress or _silent
     with open_checkpoint(source) as checkpoint:
-        seen = Statistics(statistics, digest(source, progress)) if statistics else None
+        seen = Statistics(statistics, digest(source)) if statistics else None
         made = _planned(checkpoint, options, seen, None, progress)
         decisions = {t.name: Decision(t.scheme, t.reason, t.group or t.name) for t in made.tensors if t.role != "other"}
     size = sum(shard.size for shard in lay_out(made.tensors).shards)
