@@ -111,6 +111,39 @@ def test_a_large_journal_is_written_anew_with_what_waits(tmp_path: Path, monkeyp
     assert [begun.id for begun, _ in left(tmp_path)] == [many[-1][0].id, last[0].id]
 
 
+def test_a_backlog_is_not_copied_for_each_batch_that_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "COMPACT_BYTES", 100)
+    many = [exchange(f"number {i} " * 30) for i in range(20)]
+    journal = written(tmp_path, *many)
+    before = journal.path.stat().st_size
+    for begun, _ in many[:9]:
+        journal.release([begun.id])
+    assert journal.path.stat().st_size == before
+    for begun, _ in many[9:12]:
+        journal.release([begun.id])
+    assert journal.path.stat().st_size < before / 2
+    journal.close()
+    assert len(left(tmp_path)) in (8, 9)
+
+
+def test_a_disk_that_is_full_while_a_journal_is_written_anew_costs_nothing_that_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "COMPACT_BYTES", 100)
+    one, two, three = exchange("one" * 100), exchange("two"), exchange("three")
+    journal = written(tmp_path, one, two)
+    real = module.os.write
+    with monkeypatch.context() as full:
+        full.setattr(module.os, "write", lambda fd, data: real(fd, data[:10]))
+        journal.release([one[0].id])
+    journal.begin(three[0])
+    journal.close()
+    assert {begun.id for begun, _ in left(tmp_path)} >= {two[0].id, three[0].id}
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(LedgerError, match="can't write the journal"):

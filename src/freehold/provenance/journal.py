@@ -10,6 +10,7 @@ any more the file is emptied.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import logging
 import os
@@ -31,7 +32,7 @@ log = logging.getLogger("freehold.ledger")
 
 SUFFIX = ".journal"
 COMPACT_BYTES = 4 << 20
-"""A file larger than this is written anew with what still waits, when a batch has been taken out of it."""
+"""A file larger than this, and more than half of which is done with, is written anew with what still waits."""
 _HEAD = struct.Struct(">cHI")
 
 
@@ -49,7 +50,8 @@ class Journal:
         self._lock = threading.Lock()
         self._waiting: dict[str, list[bytes]] = {}  # frames by exchange
         self._descriptor = -1
-        self._size = 0
+        self._size = 0  # of the file, and how many of its bytes still wait
+        self._live = 0
         self.path = directory / f"{os.getpid()}-{secrets.token_hex(4)}{SUFFIX}"
 
     def open(self) -> None:
@@ -60,7 +62,9 @@ class Journal:
         """
         try:
             self._directory.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._descriptor = _locked(self.path, os.O_CREAT)
+            part = self.path.with_suffix(".part")
+            self._descriptor = _locked(part, os.O_CREAT)
+            part.rename(self.path)  # under its name it was never unlocked: nobody takes it for an orphan
         except OSError as error:
             hint = "set provenance.journal_dir to a directory that can be written"
             raise LedgerError(f"can't write the journal {self.path}: {error.strerror}", hint=hint) from None
@@ -94,14 +98,14 @@ class Journal:
         """These are in the database."""
         with self._lock:
             for id in ids:
-                self._waiting.pop(id, None)
+                self._live -= sum(map(len, self._waiting.pop(id, ())))
             if self._descriptor < 0:
                 return
             try:
                 if not self._waiting:
                     os.ftruncate(self._descriptor, 0)
                     self._size = 0
-                elif self._size > COMPACT_BYTES:
+                elif self._size > max(COMPACT_BYTES, 2 * self._live):  # so that a backlog is not copied for each batch
                     self._compact()
             except OSError as error:  # nothing is lost: what is there twice is written once
                 log.warning("the journal can't be shortened: %s", error.strerror)
@@ -112,13 +116,11 @@ class Journal:
             data = self._vault.seal(plain)
             frame = _HEAD.pack(kind, len(name), len(data)) + name + data
             try:
-                written = os.write(self._descriptor, frame)
-                if written < len(frame):  # a full disk: what is there of it would hide what follows
-                    os.ftruncate(self._descriptor, self._size)
-                    raise OSError(0, "No space left on device")
+                _append(self._descriptor, frame, self._size)
             except OSError as error:
                 raise LedgerError(f"can't write the journal {self.path}: {error.strerror}") from None
             self._size += len(frame)
+            self._live += len(frame)
             self._waiting.setdefault(id, []).append(frame)
 
     def _compact(self) -> None:
@@ -126,9 +128,10 @@ class Journal:
         data = b"".join(frame for frames in self._waiting.values() for frame in frames)
         descriptor = _locked(part, os.O_CREAT | os.O_TRUNC)
         try:
-            os.write(descriptor, data)
+            _append(descriptor, data, 0)
             part.replace(self.path)
         except OSError:
+            part.unlink(missing_ok=True)
             os.close(descriptor)
             raise
         os.close(self._descriptor)
@@ -192,6 +195,13 @@ def _frames(path: Path) -> Iterator[tuple[bytes, bytes]]:
             return
         yield kind, bytes(data[end - size : end])
         at = end
+
+
+def _append(descriptor: int, data: bytes, size: int) -> None:
+    """Writes all of it behind the first `size` bytes, or nothing: half a frame would hide what follows."""
+    if os.write(descriptor, data) < len(data):
+        os.ftruncate(descriptor, size)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _locked(path: Path, flags: int) -> int:
