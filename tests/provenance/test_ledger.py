@@ -221,6 +221,21 @@ def test_a_journal_that_cannot_be_written_stops_no_answer_and_the_ledger_says_so
         assert [record.body["facts"]["pieces"] for record in reading.newest(database, "gap")] == [2]
 
 
+def test_a_loss_that_the_database_did_not_take_is_told_later(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ledger(database, tmp_path) as kept:
+        kept._lost = 3
+
+        def away(items: object) -> None:
+            raise DatabaseError("away")
+
+        with monkeypatch.context() as patched, pytest.raises(DatabaseError):
+            patched.setattr(kept, "_store", away)
+            kept._note_lost()
+    assert [record.body["facts"]["pieces"] for record in reading.newest(database, "gap")] == [3]
+
+
 def test_heads_are_published_where_the_settings_say(database: Database, tmp_path: Path) -> None:
     file = tmp_path / "elsewhere" / "heads.jsonl"
     with ledger(database, tmp_path, publish_heads=str(file)) as kept:
@@ -233,6 +248,16 @@ def test_heads_are_published_where_the_settings_say(database: Database, tmp_path
         assert heads.read(file)[0].root == first.root and first.key == second.key
         proof = database.now(lambda t: merkle_log.consistency(t, 1, 2))
         assert merkle.verify_consistency(1, 2, first.root, second.root, proof)
+
+
+def test_a_file_of_years_of_published_heads_can_be_read(database: Database, tmp_path: Path) -> None:
+    file = tmp_path / "heads.jsonl"
+    with ledger(database, tmp_path, publish_heads=str(file)) as kept:
+        kept.head()
+    line = file.read_bytes()
+    assert len(line) * 24 * 365 * 10 < heads.LARGEST_FILE
+    file.write_bytes(line * (2 + (1 << 20) // len(line)))
+    assert {head.size for head in heads.read(file)} == {0}
 
 
 def test_heads_are_signed_when_they_are_due(database: Database, tmp_path: Path) -> None:
@@ -411,4 +436,5 @@ def test_an_exchange_that_breaks_us_stops_no_other_and_is_said_to_be_lost(
         kept._note_lost()
         there = [record.id for record in reading.newest(database, "exchange")]
         assert there == [ids[2], ids[0]] and "can't be recorded" in caplog.text
+        assert kept._journal is not None and kept._journal.path.stat().st_size == 0
         assert next(reading.newest(database, "gap")).body["facts"]["pieces"] == 1

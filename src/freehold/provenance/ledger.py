@@ -113,6 +113,7 @@ class Ledger:
         thread.join()
         try:
             self.flush()
+            self._note_lost()
             if sign and self.settings.head_seconds:
                 self.head()
         except FreeholdError as error:
@@ -221,8 +222,8 @@ class Ledger:
             raise
         except Exception:
             self._one_by_one(batch)
-        assert self._journal is not None  # noqa: S101  (open)
-        self._journal.release([item[0].id for item in batch if isinstance(item, tuple)])
+        else:
+            self._release(batch)
 
     def _one_by_one(self, batch: Sequence[Item | tuple[Begun, Ended]]) -> None:
         """Something in the batch breaks us: the rest is written, and that one is said to be lost."""
@@ -235,6 +236,12 @@ class Ledger:
             except Exception:
                 self._lost += 1
                 log.exception("an exchange can't be recorded")
+            self._release([item])
+
+    def _release(self, batch: Sequence[Item | tuple[Begun, Ended]]) -> None:
+        """These need the journal no more."""
+        assert self._journal is not None  # noqa: S101  (open)
+        self._journal.release([item[0].id for item in batch if isinstance(item, tuple)])
 
     def _store(self, items: Sequence[Item]) -> None:
         self.database.now(lambda t: write(t, items, self._prints))
@@ -263,10 +270,15 @@ class Ledger:
 
     def _note_lost(self) -> None:
         """Says in the ledger itself how many exchanges were at risk of being lost."""
-        if self._lost:
-            lost, self._lost = self._lost, 0
-            facts = {"what": "exchanges that the journal did not take", "pieces": lost}
+        if not self._lost:
+            return
+        lost, self._lost = self._lost, 0
+        facts = {"what": "exchanges that the journal did not take", "pieces": lost}
+        try:
             self._store([Deed(new_id(self._now()), "gap", self._micros(), facts=facts)])
+        except FreeholdError:
+            self._lost += lost
+            raise
 
     def _adopt(self, orphan: Orphan) -> None:
         """Writes the exchanges of a process that is gone."""
