@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 
 from freehold.database import Database, Transaction
-from freehold.errors import LedgerError, UsageError
+from freehold.errors import UsageError
 
 PAGE = 2000
 
@@ -81,18 +81,6 @@ def texts(transaction: Transaction, record: str) -> tuple[bytes, str | None, str
     """Salt, prompt and answer of an exchange."""
     row = transaction.one("select salt, prompt, answer from ledger_contents where record = :record", record=record)
     return None if row is None else (bytes(row[0]), row[1], row[2])
-
-
-def log_id(transaction: Transaction) -> str:
-    """Of this database's log.
-
-    Raises:
-        LedgerError: nothing was ever recorded here.
-    """
-    row = transaction.one("select id from ledger_log")
-    if row is None:
-        raise LedgerError("there is no ledger in this database yet", hint="`freehold serve` begins one")
-    return str(row[0])
 
 
 def _stored(row: tuple[Any, ...]) -> Stored:
