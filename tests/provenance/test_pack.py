@@ -13,7 +13,7 @@ import pytest
 
 from freehold.database import Database
 from freehold.errors import LedgerError, UsageError
-from freehold.provenance import archive, deeds, heads
+from freehold.provenance import archive, deeds, heads, packing
 from freehold.provenance.checking import check_pack
 from freehold.provenance.exchanges import Deed
 from freehold.provenance.heads import Head
@@ -51,6 +51,14 @@ def case(tmp_path: Path) -> Iterator[Case]:
 def files(data: bytes) -> dict[str, bytes]:
     with zipfile.ZipFile(io.BytesIO(data)) as opened:
         return {name: opened.read(name) for name in opened.namelist()}
+
+
+def test_a_pack_is_the_same_however_many_records_are_read_at_a_time(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = case.pack()
+    monkeypatch.setattr(packing, "PAGE", 2)
+    assert case.pack().data == whole.data
 
 
 def test_a_pack_is_good_for_whoever_has_a_published_head(case: Case) -> None:

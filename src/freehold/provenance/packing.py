@@ -10,10 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from freehold import __version__
 from freehold.database import Database, Transaction
@@ -21,11 +20,16 @@ from freehold.errors import UsageError
 from freehold.provenance import heads, merkle_log
 from freehold.provenance.archive import Member, pack
 from freehold.provenance.heads import Head
-from freehold.provenance.prov import prov_json, statement
+from freehold.provenance.prov import prov_json, statement, time_of
 from freehold.provenance.reading import Stored, newest, texts
 from freehold.signing import Identity, canonical, sign_envelope
 
+T = TypeVar("T")
+
 MANIFEST_TYPE = "application/vnd.freehold.pack-manifest+json"
+PAGE = 200
+"""Records of one transaction: a hundred thousand proofs in one would hold up who answers meanwhile."""
+_EARLIER = "select envelope, key from ledger_heads where size <= :size order by size"
 LINE_DIGITS = 12
 """Hexadecimal digits of a line's SHA-256 in the manifest: they say which line was changed, the whole file's prove it."""
 
@@ -101,12 +105,13 @@ def make_pack(
     records = _chosen(database, selection, head.size)
     if not records:
         raise UsageError("no record is chosen", hint="`freehold ledger log` lists them")
-    shown = database.now(lambda t: _texts(t, records, selection.show_texts))
+    shown = _lines(database, records, _text) if selection.show_texts else b""
+    earlier = database.now(lambda t: t.rows(_EARLIER, size=head.size))
     members: list[Member] = [
         ("README.txt", README.encode()),
         ("head.json", _json(head.published())),
-        ("heads.jsonl", database.now(lambda t: _heads(t, head))),
-        ("records.jsonl", database.now(lambda t: _records(t, records, head.size))),
+        ("heads.jsonl", _lines(database, earlier, lambda t, row: _earlier(t, row, head.size))),
+        ("records.jsonl", _lines(database, records, lambda t, record: _record(t, record, head.size))),
         ("texts.jsonl", shown),
         ("prov.json", _json(prov_json(statement(record.body) for record in records if record.text is not None))),
     ]
@@ -115,7 +120,7 @@ def make_pack(
     manifest = {
         "format": 1,
         "made_by": f"freehold {__version__}",
-        "made_at": _time(now),
+        "made_at": time_of(now),
         "log": head.log,
         "size": head.size,
         "root": head.root.hex(),
@@ -147,37 +152,36 @@ def _by(record: Stored, provider: str) -> bool:
     return any(provider in (who.get("provider"), who.get("backend")) for group in served for who in group)
 
 
-def _records(transaction: Transaction, records: Sequence[Stored], size: int) -> bytes:
-    lines = []
-    for record in records:
-        proof = [value.hex() for value in merkle_log.inclusion(transaction, record.position, size)]
-        line: dict[str, Any] = {"position": record.position, "id": record.id, "proof": proof}
-        if record.text is None or record.salt is None:
-            line["leaf"] = record.leaf.hex()
-        else:
-            line |= {"salt": record.salt.hex(), "record": record.text}
-        lines.append(_json(line))
-    return b"".join(lines)
+def _lines(database: Database, items: Sequence[T], line: Callable[[Transaction, T], dict[str, Any] | None]) -> bytes:
+    """One line of JSON for each item that has one; page by page, so that writers get their turn in between."""
+    found: list[bytes] = []
+    for first in range(0, len(items), PAGE):
+        page = items[first : first + PAGE]
+        made = database.now(lambda t, page=page: [line(t, item) for item in page])  # type: ignore[misc]
+        found += [_json(each) for each in made if each is not None]
+    return b"".join(found)
 
 
-def _texts(transaction: Transaction, records: Sequence[Stored], show: bool) -> bytes:
-    lines = []
-    for record in records if show else ():
-        found = texts(transaction, record.id)
-        if found is not None and found[1] is not None and found[2] is not None:
-            lines.append(_json({"id": record.id, "salt": found[0].hex(), "prompt": found[1], "answer": found[2]}))
-    return b"".join(lines)
+def _record(transaction: Transaction, record: Stored, size: int) -> dict[str, Any]:
+    proof = [value.hex() for value in merkle_log.inclusion(transaction, record.position, size)]
+    line: dict[str, Any] = {"position": record.position, "id": record.id, "proof": proof}
+    if record.text is None or record.salt is None:
+        return line | {"leaf": record.leaf.hex()}
+    return line | {"salt": record.salt.hex(), "record": record.text}
 
 
-def _heads(transaction: Transaction, head: Head) -> bytes:
-    """Earlier heads with consistency proofs, for whoever kept one of them."""
-    rows = transaction.rows("select envelope, key from ledger_heads where size <= :size order by size", size=head.size)
-    lines = []
-    for envelope, key in rows:
-        kept = heads.from_row(envelope, key)
-        proof = [value.hex() for value in merkle_log.consistency(transaction, kept.size, head.size)]
-        lines.append(_json(kept.published() | {"size": kept.size, "proof": proof}))
-    return b"".join(lines)
+def _text(transaction: Transaction, record: Stored) -> dict[str, Any] | None:
+    found = texts(transaction, record.id)
+    if found is None or found[1] is None or found[2] is None:
+        return None
+    return {"id": record.id, "salt": found[0].hex(), "prompt": found[1], "answer": found[2]}
+
+
+def _earlier(transaction: Transaction, row: tuple[Any, ...], size: int) -> dict[str, Any]:
+    """An earlier head with its consistency proof, for whoever kept it."""
+    kept = heads.from_row(*row)
+    proof = [value.hex() for value in merkle_log.consistency(transaction, kept.size, size)]
+    return kept.published() | {"size": kept.size, "proof": proof}
 
 
 def _not_logged(
@@ -188,7 +192,7 @@ def _not_logged(
     gaps = database.now(lambda t: t.one("select count(*) from ledger_records where kind = 'gap'"))
     exchanges = [record for record in records if record.kind == "exchange"]
     found = [
-        f"everything before {_time(int(begun[0]))}, when this ledger began" if begun else "when this ledger began",
+        f"everything before {time_of(int(begun[0]))}, when this ledger began" if begun else "when this ledger began",
         "answers asked in process (`freehold run`, `freehold chat`): only the gateway's exchanges are recorded",
         "requests to providers that did not pass through this gateway, whatever key or account they used",
         "training and other use of models outside Freehold",
@@ -227,9 +231,9 @@ def _words(selection: Selection) -> dict[str, Any]:
     if selection.provider:
         found["provider"] = selection.provider
     if selection.since:
-        found["since"] = _time(selection.since)
+        found["since"] = time_of(selection.since)
     if selection.until < 1 << 62:
-        found["until"] = _time(selection.until)
+        found["until"] = time_of(selection.until)
     return found
 
 
@@ -252,7 +256,3 @@ def _suffix(name: str) -> str:
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=True, separators=(",", ":"), sort_keys=True).encode() + b"\n"
-
-
-def _time(micros: int) -> str:
-    return datetime.fromtimestamp(micros / 1_000_000, UTC).isoformat()

@@ -99,8 +99,8 @@ def prov_json(statements: Iterable[Statement]) -> dict[str, Any]:
         activity = _name(each.activity.id)
         found["activity"][activity] = {
             "prov:type": each.activity.kind,
-            "prov:startTime": _time(each.activity.started),
-            "prov:endTime": _time(each.activity.ended),
+            "prov:startTime": time_of(each.activity.started),
+            "prov:endTime": time_of(each.activity.ended),
         }
         for entity in (*each.used, *each.generated):
             facts = {f"freehold:{key}": str(value) for key, value in entity.facts.items()}
@@ -127,5 +127,6 @@ def _name(id: str) -> str:
     return "freehold:" + id.replace(" ", "_")
 
 
-def _time(micros: int) -> str:
+def time_of(micros: int) -> str:
+    """Microseconds since 1970 in ISO 8601, UTC."""
     return datetime.fromtimestamp(micros / 1_000_000, UTC).isoformat()
