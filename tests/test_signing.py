@@ -88,6 +88,9 @@ def test_a_public_key_survives_its_text() -> None:
     assert len(public.id) == 64
     with pytest.raises(FormatError, match="Ed25519 public key"):
         PublicKey.from_pem("x")
+    other_kind = public.pem.replace("MCowBQYDK2Vw", "MCowBQYDK2Vy")  # another object identifier: no kind of key at all
+    with pytest.raises(FormatError, match="Ed25519 public key"):
+        PublicKey.from_pem(other_kind)
     with pytest.raises(FormatError, match="32 bytes, found 3"):
         PublicKey(b"abc").verify(b"", b"")
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import rfc8785
-from cryptography.exceptions import InvalidSignature, InvalidTag
+from cryptography.exceptions import InvalidSignature, InvalidTag, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
@@ -54,7 +54,7 @@ class PublicKey:
         """
         try:
             key = serialization.load_pem_public_key(pem.encode())
-        except ValueError:
+        except (ValueError, UnsupportedAlgorithm):
             raise FormatError("expected an Ed25519 public key in PEM form, found something else") from None
         if not isinstance(key, Ed25519PublicKey):
             raise FormatError(f"expected an Ed25519 public key, found {type(key).__name__}")
@@ -119,7 +119,7 @@ class Identity:
             key = serialization.load_pem_private_key(path.read_bytes(), password=None)
         except OSError as error:
             raise FreeholdError(f"can't read the key {path}: {error.strerror}") from None
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, UnsupportedAlgorithm):
             raise FormatError(f"{path}: expected an Ed25519 private key in PEM form without a password") from None
         if not isinstance(key, Ed25519PrivateKey):
             raise FormatError(f"{path}: expected an Ed25519 private key, found {type(key).__name__}")
