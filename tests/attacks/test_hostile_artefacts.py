@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 
 from freehold.errors import FormatError, FreeholdError
 from freehold.provenance import texts
-from freehold.provenance.artefact import card, parquet
+from freehold.provenance.artefact import card, dataset, parquet
 from freehold.provenance.artefact.tree import MAX_TEXT, Folder, Zip
 from freehold.provenance.audit import audit
 from freehold.provenance.bom import mof
-from tests.provenance.shapes import model, wheel
+from tests.provenance.shapes import gguf_file, model, wheel
 
 PLAIN = "License: MIT\n\n"
 
@@ -234,3 +234,28 @@ def test_a_report_of_compress_that_lies_about_its_types_breaks_nothing(tmp_path)
         json.dumps({"source_name": [1], "source_licence": {"a": 1}, "source_base": 3})
     )
     assert audit(str(folder)).kind == "model"
+
+
+def test_links_beside_a_gguf_file_are_not_followed_out_and_pipes_not_opened(tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("SPDX-License-Identifier: GPL-3.0-only")
+    folder = tmp_path / "m"
+    folder.mkdir()
+    path = gguf_file(folder / "m.gguf", license="mit")
+    (folder / "LICENSE").symlink_to(secret)
+    os.mkfifo(folder / "README.md")
+    assert audit(str(path)).detected == ()
+
+
+def test_numbers_too_long_to_print_are_no_value_of_a_card():
+    digits = "0x" + "f" * 9000
+    assert card.values(card.head(f"---\nlicense: {digits}\n---\n"), "license") == []
+    assert card.head(f"---\n{digits}: mit\n---\n") == {}
+
+
+def test_a_json_file_is_not_read_beyond_what_a_croissant_description_may_have(tmp_path, monkeypatch):
+    monkeypatch.setattr(dataset, "MAX_CROISSANT", 20)
+    path = tmp_path / "data.json"
+    path.write_text('{"@context": {}, "@type": "sc:Dataset", "license": "mit"}')
+    with pytest.raises(FormatError, match="no Croissant description"):
+        audit(str(path))

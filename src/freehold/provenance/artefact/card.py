@@ -15,6 +15,7 @@ MAX_HEAD = 65_536
 MAX_BRACKETS = 500
 MAX_VALUES = 100
 MAX_VALUE = 500  # characters
+MAX_BITS = 1024  # of an integer
 _HEAD = re.compile(r"\A\ufeff?---[ \t]*\r?\n(.*?)\r?\n---[ \t]*(\r?\n|\Z)", re.DOTALL)
 _HEADING = re.compile(r"^(#{1,6})[ \t]+(.{1,200})$|^([^\n]{1,100})\n([=-])\4{2,}[ \t]*$", re.MULTILINE)
 _LEGAL = re.compile(r"licen[cs]|copyright|terms|attribution|acknowledg|credits|citation", re.IGNORECASE)
@@ -27,9 +28,9 @@ def head(text: str) -> dict[str, Any]:
         return {}
     try:
         fields = yaml.safe_load(match[1])
-    except (yaml.YAMLError, RecursionError, ValueError):
+        return {str(key): value for key, value in fields.items()} if isinstance(fields, dict) else {}
+    except (yaml.YAMLError, RecursionError, ValueError):  # of a number with thousands of digits, say
         return {}
-    return {str(key): value for key, value in fields.items()} if isinstance(fields, dict) else {}
 
 
 def _absurd(text: str) -> bool:
@@ -41,8 +42,15 @@ def values(fields: dict[str, Any], key: str) -> list[str]:
     """A field as a list of short plain strings, whether it holds one or several."""
     found = fields.get(key)
     listed = found if isinstance(found, list) else [found]
-    plain = [str(value) for value in listed[:MAX_VALUES] if isinstance(value, (str, int, float)) and value is not True]
+    plain = [str(value) for value in listed[:MAX_VALUES] if _is_plain(value)]
     return [" ".join(value.split())[:MAX_VALUE] for value in plain if value.strip()]
+
+
+def _is_plain(value: object) -> bool:
+    """Words or a number; one that nobody would write has too many digits for Python to print."""
+    return isinstance(value, (str, float)) or (
+        isinstance(value, int) and value is not True and value.bit_length() <= MAX_BITS
+    )
 
 
 def value(fields: dict[str, Any], key: str) -> str:

@@ -15,7 +15,7 @@ import msgspec
 
 from freehold.errors import FormatError
 from freehold.provenance.artefact import ancestry, card, parquet, survey
-from freehold.provenance.artefact.facts import Artefact
+from freehold.provenance.artefact.facts import Artefact, File
 from freehold.provenance.artefact.tree import Folder
 from freehold.provenance.licences import normalize
 from freehold.provenance.lineage import Lineage, Thing
@@ -73,16 +73,9 @@ def read_file(reference: str, path: Path) -> Artefact:
         licence = _from_croissant(artefact, artefact.name, described, path.name)
     stated = _records(artefact, artefact.name, path, path.name)
     licence = licence or stated
-    from freehold.provenance.artefact.facts import File
-
     artefact.files = [File(path.name, path.stat().st_size)]
     _subject(artefact, artefact.name, licence)
     return artefact
-
-
-def is_croissant(path: Path) -> bool:
-    """Whether a JSON file describes a data set."""
-    return path.stat().st_size <= MAX_CROISSANT and _croissant(path) is not None
 
 
 def _subject(artefact: Artefact, name: str, licence: str | None) -> None:
@@ -102,7 +95,8 @@ def _subject(artefact: Artefact, name: str, licence: str | None) -> None:
 def _croissant(path: Path) -> dict[str, Any] | None:
     """A JSON-LD description of a data set, None when it is none."""
     try:
-        found = msgspec.json.decode(path.read_bytes()[:MAX_CROISSANT])
+        with path.open("rb") as file:
+            found = msgspec.json.decode(file.read(MAX_CROISSANT))
     except (msgspec.DecodeError, RecursionError, OSError, UnicodeDecodeError):
         return None
     if not isinstance(found, dict) or "@context" not in found:

@@ -73,7 +73,8 @@ def read_file(reference: str, path: Path) -> Artefact:
     licence = _gguf_licence(artefact, reference, metadata)
     gguf_ancestry(artefact, name, metadata)
     tree = Folder(path.parent)
-    beside = {item.name for item in path.parent.iterdir()} if len(list(path.parent.glob("*.gguf"))) == 1 else set()
+    alone = len(list(path.parent.glob("*.gguf"))) == 1
+    beside = {item.name for item in path.parent.iterdir() if tree.holds(item.name)} if alone else set()
     if "README.md" in beside:
         content = tree.read("README.md")
         fields = card.head(text_of(content))
@@ -81,7 +82,7 @@ def read_file(reference: str, path: Path) -> Artefact:
             licence = survey.declare(artefact, label, "README.md: license")
         survey.read_ancestry(artefact, name, fields, "README.md", "quantized_from")
     for legal in sorted(beside):
-        if survey.LEGAL.search(legal) and (path.parent / legal).is_file() and not legal.endswith(".gguf"):
+        if survey.LEGAL.search(legal) and not legal.endswith(".gguf"):
             content = tree.read(legal)
             artefact.detected += survey.detections(text_of(content), legal, digest_of(content), True)
     artefact.files = [File(path.name, path.stat().st_size)]

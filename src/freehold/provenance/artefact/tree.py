@@ -69,12 +69,15 @@ class Folder:
             if entry.is_dir(follow_symlinks=False):
                 if depth < MAX_DEPTH and entry.name not in (".git", "__pycache__", ".cache"):
                     yield from self._walk(Path(entry.path), depth + 1)
-            elif self._inside(Path(entry.path)):
-                yield Path(entry.path).relative_to(self.path).as_posix()
+                continue
+            name = Path(entry.path).relative_to(self.path).as_posix()
+            if self.holds(name):
+                yield name
 
-    def _inside(self, path: Path) -> bool:
+    def holds(self, name: str) -> bool:
+        """Whether that is a regular file, and not a link that leaves the directory."""
         try:
-            real = path.resolve(strict=True)
+            real = (self.path / name).resolve(strict=True)
             regular = stat.S_ISREG(real.stat().st_mode)
         except (OSError, RuntimeError):
             return False
