@@ -5,6 +5,7 @@ The knowledge itself (licences, providers' terms by date) is data of its own; he
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -79,6 +80,7 @@ def _of_provider(provider: str, at: datetime) -> Terms:
     return Terms(training, found.digest, f"{found.version.document}, in force from {found.version.since}{later}")
 
 
+@functools.lru_cache(256)  # asked for each exchange of the local engine
 def _of_weights(declared: str | None) -> Terms:
     expression = licences.normalize(declared)
     if expression is None:
