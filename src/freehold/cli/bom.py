@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from freehold.cli.output import progress, say
+from freehold.cli.output import progress, save, say
 from freehold.errors import UsageError
 
 FORMATS = ("spdx", "cyclonedx", "croissant", "mof", "eu-summary", "notice")
@@ -38,10 +38,7 @@ def command(reference: str, form: str, out: Path | None, released: str | None, *
     if out is None:
         click.echo(text, nl=False)
         return
-    try:
-        out.write_text(text, encoding="utf-8")
-    except OSError as error:
-        raise UsageError(f"can't write {out}: {error.strerror}") from None
+    save(out, text)
     say(f"wrote {out}")
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.cli.options import as_json, load_settings, moment
-from freehold.cli.output import emit, emit_json, progress, say, table
+from freehold.cli.output import emit, emit_json, progress, save, say, table
 from freehold.errors import FreeholdError, UsageError
 
 if TYPE_CHECKING:
@@ -97,15 +97,13 @@ def verify(heads: tuple[Path, ...], config: Path | None, as_json: bool) -> None:
 @as_json
 def head(out: Path | None, config: Path | None, as_json: bool) -> None:
     """Sign a head over all records: number, root, time. Give it away, and the log before it can't be changed unnoticed."""
-    from freehold.formats.writing import write_file
     from freehold.provenance.deeds import opened
 
     with opened(load_settings(config)) as ledger:
         signed = ledger.head()
     text = json.dumps(signed.published(), indent=2) + "\n"
     if out is not None:
-        with _writing(out):
-            write_file(out, text)
+        save(out, text)
         say(f"{out}: head of {signed.size} records; keep it where this machine's owner can't change it")
     if as_json:
         emit_json(signed.published() | _head_facts(signed))
@@ -147,7 +145,6 @@ def pack(out: Path, config: Path | None, as_json: bool, **given: Any) -> None:
     For whoever says that your model was made from theirs. They check it with `freehold ledger check PACK --head HEAD`, with
     nothing but a head that you published before.
     """
-    from freehold.formats.writing import write_file
     from freehold.provenance.deeds import opened
     from freehold.provenance.packing import make_pack
 
@@ -160,11 +157,8 @@ def pack(out: Path, config: Path | None, as_json: bool, **given: Any) -> None:
         chosen = _selection(ledger.database, given)
         signed, now = ledger.head(), round(time.time() * 1_000_000)
         unseen = [upstream.name for upstream in settings.upstreams]
-        made = make_pack(
-            ledger.database, ledger.identity, signed, chosen, now=now, overlap=overlap, unseen=unseen
-        )  # fmt: skip
-    with _writing(out):
-        write_file(out, made.data)
+        made = make_pack(ledger.database, ledger.identity, signed, chosen, now=now, overlap=overlap, unseen=unseen)
+    save(out, made.data)
     if as_json:
         emit_json({"pack": out, "bytes": len(made.data), "manifest": made.manifest})
         return
@@ -227,20 +221,6 @@ def _read(file: Path) -> bytes:
     if len(data) > MOST_BYTES:
         raise UsageError(f"{file}: expected at most {MOST_BYTES:,} bytes")
     return data
-
-
-class _writing:
-    """A failure to write as an error of ours."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> None:
-        return
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, OSError):
-            raise FreeholdError(f"can't write {self.path}: {error.strerror}") from None
 
 
 def _selection(database: Database, given: dict[str, Any]) -> Any:

@@ -10,9 +10,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Protocol
 
 import click
+
+from freehold.errors import FreeholdError
 
 BAR_AFTER_SECONDS = 1.0  # shorter work is over before a bar is read
 
@@ -39,6 +42,20 @@ def emit_json(value: Any) -> None:
     import msgspec
 
     emit(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode())
+
+
+def save(path: Path, data: bytes | str) -> None:
+    """A file that the user asked for, whole or not at all.
+
+    Raises:
+        FreeholdError: it can't be written.
+    """
+    from freehold.formats.writing import write_file
+
+    try:
+        write_file(path, data)
+    except OSError as error:
+        raise FreeholdError(f"can't write {path}: {error.strerror}") from None
 
 
 def printable(text: str) -> str:

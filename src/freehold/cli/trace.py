@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from freehold.cli.options import as_json
-from freehold.cli.output import emit, emit_json, printable, progress, say, size
+from freehold.cli.output import emit, emit_json, printable, progress, save, say, size
 from freehold.errors import FormatError, UsageError
 
 if TYPE_CHECKING:
@@ -104,15 +104,18 @@ REMOVE = "remove those shards' directories and run `freehold trace --build`"
 
 
 def _query(text: str | None, file: Path | None) -> bytes | None:
+    from freehold.provenance.trace import LONGEST_QUERY
+
     if text is not None and file is not None:
         raise UsageError("expected a text or --file, found both")
     if file is not None:
         try:
-            return file.read_bytes()
+            with file.open("rb") as opened:
+                return opened.read(LONGEST_QUERY + 1)  # `trace` says what is too much
         except OSError as error:
             raise UsageError(f"can't read {file}: {error.strerror}") from None
     if text == "-":
-        return sys.stdin.buffer.read()
+        return sys.stdin.buffer.read(LONGEST_QUERY + 1)
     return None if text is None else text.encode("utf-8", "surrogateescape")
 
 
@@ -159,13 +162,9 @@ def _warn_if_changed(index: Index, corpus: Path) -> None:
 
 
 def _write_page(report: Report, target: Path) -> None:
-    from freehold.formats.writing import write_file
     from freehold.provenance.trace import page
 
-    try:
-        write_file(target, page(report).encode("utf-8", "replace"))
-    except OSError as error:
-        raise UsageError(f"can't write {target}: {error.strerror}") from None
+    save(target, page(report).encode("utf-8", "replace"))
     say(f"report: {target}")
 
 

@@ -10,9 +10,10 @@ It judges nothing: licences are named by file, and equal text is no proof of cop
 from freehold.provenance.trace.index import Built, Index, build_index, default_index
 from freehold.provenance.trace.page import page, visible
 from freehold.provenance.trace.report import NearDuplicate, Report, Similar, Source, Span, Stretch, stretches
-from freehold.provenance.trace.search import Limits, trace
+from freehold.provenance.trace.search import LONGEST_QUERY, Limits, trace
 
 __all__ = [
+    "LONGEST_QUERY",
     "Built",
     "Index",
     "Limits",

@@ -67,7 +67,7 @@ def trace(
     raw = query.encode("utf-8", "surrogatepass") if isinstance(query, str) else query
     if len(raw) > LONGEST_QUERY:
         hint = "trace it in parts"
-        raise UsageError(f"expected a text of at most {LONGEST_QUERY} bytes, found {len(raw)}", hint=hint)
+        raise UsageError(f"expected a text of at most {LONGEST_QUERY:,} bytes, found more", hint=hint)
     if limits.minimum_bytes < 1 or limits.sources < 1 or not 0 < limits.threshold <= 1:
         raise UsageError("expected at least 1 byte and 1 source, and a similarity above 0 and up to 1")
     spans = list(_report_spans(index, raw, limits, progress))
