@@ -188,7 +188,7 @@ class ProvenanceSettings:
     )
     publish_heads: str = _setting("", "File to which every signed head is appended, for others to keep; empty = none.")
     journal_dir: str = _setting(
-        "", "Where answers are safe until the database has them; empty = freehold in the user's state directory."
+        "", "Directory where answers are safe until the database has them; empty = `ledger` in the state directory."
     )
 
 
