@@ -8,9 +8,10 @@ other), no cookie is kept, header lines are bounded. Knows no provider and no ke
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import AsyncGenerator, Mapping
 from contextlib import asynccontextmanager
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 import aiohttp
@@ -35,7 +36,7 @@ class HttpClient:
     """
 
     def __init__(self, url: str, connect_seconds: float = 0.0) -> None:
-        self._proxy = _proxy(url)
+        self._proxy, self._proxy_headers = _proxy(url)
         self._timeout = aiohttp.ClientTimeout(total=None, connect=connect_seconds or None)
         self._session: aiohttp.ClientSession | None = None
 
@@ -49,8 +50,9 @@ class HttpClient:
             One of `FAILURES`, here or where the body is read.
         """
         asked = self._open().request(
-            method, url, headers=headers, data=body, allow_redirects=False, proxy=self._proxy, timeout=self._timeout
-        )
+            method, url, headers=headers, data=body, allow_redirects=False, timeout=self._timeout,
+            proxy=self._proxy, proxy_headers=self._proxy_headers,
+        )  # fmt: skip
         async with asked as response:
             yield response
 
@@ -81,10 +83,16 @@ async def pieces(response: Response) -> AsyncGenerator[bytes, None]:
         yield piece
 
 
-def _proxy(url: str) -> str | None:
-    """The proxy that the environment names for an address."""
+def _proxy(url: str) -> tuple[str | None, dict[str, str]]:
+    """The proxy that the environment names for an address, and apart from it its password: errors quote the address."""
     parts = urlsplit(url)
     proxies = getproxies()
-    if proxy_bypass(parts.netloc.rpartition("@")[2]):
-        return None
-    return proxies.get(parts.scheme) or proxies.get("all")
+    found = proxies.get(parts.scheme) or proxies.get("all")
+    if found is None or proxy_bypass(parts.netloc.rpartition("@")[2]):
+        return None, {}
+    proxy = urlsplit(found if "://" in found else f"http://{found}")
+    address = proxy._replace(netloc=proxy.netloc.rpartition("@")[2]).geturl()
+    if proxy.username is None:
+        return address, {}
+    secret = f"{unquote(proxy.username)}:{unquote(proxy.password or '')}"
+    return address, {"authorization": f"Basic {base64.b64encode(secret.encode()).decode()}"}
