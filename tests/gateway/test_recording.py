@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -130,6 +131,22 @@ def test_a_providers_answer_is_on_record_with_its_own_id_and_its_terms(tmp_path:
             record["training"]["state"] == "barred"
             and said(record) == answer.json()["choices"][0]["message"]["content"]
         )
+
+
+def test_what_was_attached_is_named_by_its_digest_and_not_kept(tmp_path: Path) -> None:
+    urls = "data:image/png;base64,iVBORw0KGgo=", "data:application/pdf;base64,JVBERi0xLjQ="
+    content = [
+        {"type": "text", "text": "what is this?"},
+        {"type": "image_url", "image_url": {"url": urls[0]}},
+        {"type": "file", "file": {"filename": "a.pdf", "file_data": urls[1]}},
+        {"type": "file", "file": {"file_id": "file-7"}},
+    ]
+    with provider([GOOD]) as upstream, served(tmp_path, None, upstream.url) as live:
+        body = {"model": "openai.gpt-4o-mini", "messages": [{"role": "user", "content": content}]}
+        assert post(live, "/v1/chat/completions", body).status_code == 200
+        (asked,) = only(live)["texts"][0]["messages"]
+    image, document, known = (hashlib.sha256(each.encode()).hexdigest() for each in (*urls, "file-7"))
+    assert asked["images"] == [image] and asked["documents"] == [document, known]
 
 
 def test_a_local_answer_after_the_standbys_is_tainted(tmp_path: Path, directory: Path) -> None:

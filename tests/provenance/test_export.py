@@ -77,6 +77,7 @@ def test_a_line_is_a_chat_with_the_record_it_came_from(kept: Ledger, tmp_path: P
         ({"answer": ""}, "empty"),
         ({"kind": "completion"}, "not-chat"),
         ({"messages": (Message("user", "see", images=("a" * 64,)),)}, "images"),
+        ({"messages": (Message("user", "see", documents=("a" * 64,)),)}, "documents"),
     ],
 )
 def test_what_is_left_out_is_named_with_its_reason(

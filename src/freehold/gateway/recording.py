@@ -20,6 +20,7 @@ from freehold.gateway.conversation import (
     EmbeddingRequest,
     Event,
     Failed,
+    FilePart,
     Finished,
     ImagePart,
     Prompt,
@@ -215,8 +216,9 @@ class _Choice:
 def _message(turn: Turn) -> Message:
     calls = tuple(Call(call.id, call.name, call.arguments) for call in turn.tool_calls)
     images = tuple(_digest(part.url) for part in turn.parts if isinstance(part, ImagePart))
+    documents = tuple(_digest(part.url or part.file_id or "") for part in turn.parts if isinstance(part, FilePart))
     reasoning = "".join(piece.text for piece in turn.reasoning)
-    return Message(turn.role, turn.text, calls, turn.tool_call_id, turn.name, images, reasoning)
+    return Message(turn.role, turn.text, calls, turn.tool_call_id, turn.name, images, reasoning, documents)
 
 
 def _prompt(prompt: Prompt) -> Message:

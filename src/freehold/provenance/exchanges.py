@@ -27,7 +27,11 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn as text; images are named by the SHA-256 of their URL. Raw prompts have the role `prompt`."""
+    """One turn as text. Raw prompts have the role `prompt`.
+
+    Args:
+        images, documents: each named by the SHA-256 of its URL, or of the id by which its provider has it.
+    """
 
     role: str
     content: str
@@ -36,6 +40,7 @@ class Message:
     name: str | None = None
     images: tuple[str, ...] = ()
     reasoning: str = ""
+    documents: tuple[str, ...] = ()
 
     @property
     def words(self) -> str:

@@ -1,9 +1,10 @@
 """Training data out of the ledger: chats that were answered under terms which allow it, and nothing that leans on others.
 
-One JSON object a line, in the form that fine-tuning tools take (`messages`, `tools`), with the record it came from. What is
-left out is named, with its reason, in a manifest beside it. Records are read the newest first, so that the shorter
-beginnings of a conversation are seen to be part of what is exported already. Each record is checked against its leaf
-and its texts against their hashes: what was changed afterwards is not exported.
+One JSON object a line, in the form that fine-tuning tools take (`messages`, `tools`), with the record it came from.
+What is left out is named, with its reason, in a manifest beside it. Records are read the newest first, so that the
+shorter beginnings of a conversation are seen to be part of what is exported already. Each record is checked against
+its leaf and its texts against their hashes: what was changed afterwards is not exported. Knows no rule: whether a
+record may be exported is what the record says.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ REASONS = {
     "barred": "written by a source whose terms bar training",
     "contained": "the same words are part of a later record that is exported",
     "cut": "the answer was cut off or filtered",
+    "documents": "the prompt has documents, which are not kept",
     "duplicate": "the same words are exported from a later record",
     "empty": "nothing was answered",
     "forgotten": "the record was deleted",
@@ -80,6 +82,7 @@ class _Words(msgspec.Struct):
     tool_calls: msgspec.Raw = msgspec.Raw(b"")
     reasoning_content: str = ""
     images: list[str] = []
+    documents: list[str] = []
 
 
 _record = msgspec.json.Decoder(_Record)
@@ -228,6 +231,8 @@ class _Chosen:
         turns = [_words.decode(raw) for raw in prompt.messages]
         if any(turn.images for turn in turns):
             return self._leave(record.id, "images")
+        if any(turn.documents for turn in turns):
+            return self._leave(record.id, "documents")
         beginnings = _digests(turns, prompt.tools)
         lines, reasons = [], []
         for number, raw in enumerate(answer.messages):

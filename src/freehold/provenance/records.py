@@ -1,8 +1,8 @@
 """Records: what the ledger says of an exchange or another deed, as canonical JSON.
 
 A record holds no text, only salted hashes of it; the texts lie beside it (or nowhere) and can be deleted. Its JSON is
-canonical by construction: sorted ASCII keys, strings and integers only, for which msgspec writes what RFC 8785 asks, forty
-times faster than the general way (`signing.canonical`; a test holds them equal).
+canonical by construction: sorted ASCII keys, strings and integers only, for which msgspec writes what RFC 8785 asks,
+forty times faster than the general way (`signing.canonical`; a test holds them equal). Knows no database.
 """
 
 from __future__ import annotations
@@ -126,5 +126,5 @@ def _attempt(part: Part) -> Mapping[str, Any]:
 
 
 def _plain(message: Message) -> dict[str, Any]:
-    found = message.chat()
-    return found | {"images": list(message.images)} if message.images else found
+    attached = {"images": list(message.images), "documents": list(message.documents)}
+    return message.chat() | {kind: names for kind, names in attached.items() if names}
