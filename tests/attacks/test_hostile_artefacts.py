@@ -259,3 +259,11 @@ def test_a_json_file_is_not_read_beyond_what_a_croissant_description_may_have(tm
     path.write_text('{"@context": {}, "@type": "sc:Dataset", "license": "mit"}')
     with pytest.raises(FormatError, match="no Croissant description"):
         audit(str(path))
+
+
+@pytest.mark.parametrize("value", ["2026-99-99", "1" * 5000])
+def test_a_release_file_with_values_that_are_none_is_refused(tmp_path, value):
+    path = tmp_path / "release.yml"
+    path.write_text(f"release:\n  date: {value}\n  components: []\n")
+    with pytest.raises(FormatError, match="is no YAML"):
+        mof.read_release(path)

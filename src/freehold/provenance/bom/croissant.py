@@ -1,17 +1,17 @@
 """Croissant 1.0 with PROV-O: a data set's files, licence and sources as JSON-LD.
 
-https://docs.mlcommons.org/croissant/docs/croissant-spec.html (the context is the one its section on namespaces gives);
-https://www.w3.org/TR/prov-o/.
+https://docs.mlcommons.org/croissant/docs/croissant-spec.html (the context is the one its section on namespaces
+gives); https://www.w3.org/TR/prov-o/. Knows no files beyond what the bill lists.
 """
 
 from __future__ import annotations
 
-import hashlib
 import mimetypes
 from pathlib import Path
 from typing import Any
 
 from freehold.errors import UsageError
+from freehold.formats.digest import digest
 from freehold.provenance.bom.bill import TOOL, Bill, licence_url, pretty
 from freehold.provenance.licences import identifiers
 
@@ -96,7 +96,7 @@ def _files(bill: Bill) -> list[dict[str, Any]]:
                 "encodingFormat": _FORMATS.get(suffix)
                 or mimetypes.guess_type(path.name)[0]
                 or "application/octet-stream",
-                "sha256": file.sha256 or _sha256(path),
+                "sha256": file.sha256 or digest(path),
             }
         )
     return objects
@@ -119,11 +119,3 @@ def _generators(bill: Bill) -> list[dict[str, Any]]:
     """Who generated it, where models did."""
     made = [link.parent for link in bill.links if link.relation == "generated_by"]
     return [{"@type": "prov:Agent", "name": name} for name in dict.fromkeys(made)]
-
-
-def _sha256(path: Path) -> str:
-    sha = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            sha.update(piece)
-    return sha.hexdigest()

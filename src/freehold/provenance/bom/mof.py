@@ -102,11 +102,11 @@ def render_release(reference: str) -> str:
 def read_release(path: Path) -> dict[str, Any]:
     """The `release` of a Model Openness Tool file."""
     try:
-        content = path.read_bytes()[:MAX_RELEASE]
-        found = yaml.safe_load(content)
+        with path.open("rb") as file:
+            found = yaml.safe_load(file.read(MAX_RELEASE))
     except OSError as error:
         raise FormatError(f"can't read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, RecursionError) as error:
+    except (yaml.YAMLError, RecursionError, ValueError) as error:  # a date that is none is a ValueError
         raise FormatError(f"{path} is no YAML: {' '.join(str(error).split())[:300]}") from None
     release = found.get("release") if isinstance(found, dict) else None
     if not isinstance(release, dict) or not isinstance(release.get("components"), list):
