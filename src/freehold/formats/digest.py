@@ -1,4 +1,7 @@
-"""What a model is called by its bytes: one SHA-256 over its weight and config files, wherever they lie."""
+"""What a model is called by its bytes: one SHA-256 over its weight and config files, wherever they lie.
+
+Knows nothing of what is in them.
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,9 @@
 """Traces of requests and of each backend's part in them, for OpenTelemetry. An extra: `pip install freehold[otel]`.
 
 The environment's standard variables say whether, where and how much (`OTEL_EXPORTER_OTLP_ENDPOINT`,
-`OTEL_TRACES_EXPORTER`, `OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME` ...); without them nothing of OpenTelemetry is imported.
-Spans tell who answered, how long it took and how much was used; never what was asked or answered.
+`OTEL_TRACES_EXPORTER`, `OTEL_TRACES_SAMPLER`, `OTEL_SERVICE_NAME` ...); without them nothing of OpenTelemetry is
+imported. Spans tell who answered, how long it took and how much was used; never what was asked or answered. Knows no
+dialect and no database.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """An archive whose every byte is accounted for: a ZIP file that anybody can open, with one possible form for its contents.
 
-Members are stored, not compressed, in a fixed order, with a fixed date; what is read is written again and compared, so a
-byte that was changed between or inside the headers is found as well as one in the contents.
+Members are stored, not compressed, in a fixed order, with a fixed date; what is read is written again and compared,
+so a byte that was changed between or inside the headers is found as well as one in the contents. Knows nothing of
+what members mean.
 """
 
 from __future__ import annotations

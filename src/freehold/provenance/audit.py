@@ -1,6 +1,7 @@
 """`freehold audit`: read an artefact, hold what it declares against what is in it, judge it for a purpose.
 
 The whole way fits here: read -> reconcile -> judge -> report. Not legal advice: the rules are engineering encodings.
+Knows no terminal.
 """
 
 from __future__ import annotations

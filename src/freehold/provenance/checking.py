@@ -1,7 +1,8 @@
 """Checks a pack for the other side: with the pack and a head that was published before, and nothing else.
 
-Looks from the outside in: the archive's own form, the signed manifest, every file and line against it, then what the pack
-says: records in the tree of its head, this head continuing the published one, texts behind their hashes.
+Looks from the outside in: the archive's own form, the signed manifest, every file and line against it, then what the
+pack says: records in the tree of its head, this head continuing the published one, texts behind their hashes. Knows
+no database and no key of ours.
 """
 
 from __future__ import annotations

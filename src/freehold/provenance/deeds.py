@@ -1,7 +1,7 @@
 """Deeds that commands put on record: a model pulled, a model compressed, a text forgotten, an export written.
 
-Each opens the ledger for the moment it takes. Models are named by the digest of their files, so that what was pulled, what
-was compressed and what answered are the same thing under one name.
+Each opens the ledger for the moment it takes. Models are named by the digest of their files, so that what was pulled,
+what was compressed and what answered are the same thing under one name. Knows no terminal.
 """
 
 from __future__ import annotations

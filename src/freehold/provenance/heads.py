@@ -1,7 +1,8 @@
 """Signed tree heads: the promise "my log had this many records and this root", to be handed to somebody else.
 
 A head that left the house is what makes the ledger tamper-evident: without one, whoever owns the database and the key
-could write another history. A published head is a JSON file with the DSSE envelope and the public key.
+could write another history. A published head is a JSON file with the DSSE envelope and the public key. Knows no
+records.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ a file that can be locked is an orphan, and whoever starts next writes its excha
 any more the file is emptied.
 
     frame = kind (B begun, E ended) · id length (2) · data length (4) · id · sealed data
+
+Knows no database.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """The allegation pack: for "your model was made from our API", what was recorded, in one archive that proves itself.
 
-It holds the chosen records with their proofs, the signed head they are proved against, proofs that this head continues the
-earlier ones, the texts if they are to be shown, an overlap report if there is one, and in words what was *not* logged.
-Whoever gets it needs nothing else but a head that was published before (`checking.py`).
+It holds the chosen records with their proofs, the signed head they are proved against, proofs that this head
+continues the earlier ones, the texts if they are to be shown, an overlap report if there is one, and in words what
+was *not* logged. Whoever gets it needs nothing else but a head that was published before (`checking.py`). Knows no
+terminal; who checks is another module.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""The proof of a single record, and the check of whatever somebody handed over: a pack or such a proof."""
+"""The proof of a single record, and the check of whatever somebody handed over: a pack or such a proof.
+
+Knows no terminal.
+"""
 
 from __future__ import annotations
 

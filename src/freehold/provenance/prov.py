@@ -1,7 +1,7 @@
 """Records as W3C PROV: entities, activities, agents and how they hang together, written as PROV-JSON.
 
-https://www.w3.org/TR/prov-dm/ and https://www.w3.org/submissions/prov-json/. A record names one activity; what it used and
-made are entities; who did it are agents. Parents become derivations between answers.
+https://www.w3.org/TR/prov-dm/ and https://www.w3.org/submissions/prov-json/. A record names one activity; what it
+used and made are entities; who did it are agents. Parents become derivations between answers. Knows no database.
 """
 
 from __future__ import annotations

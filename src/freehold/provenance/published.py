@@ -1,4 +1,7 @@
-"""Heads on their way out of the house: appended to a file that somebody else keeps."""
+"""Heads on their way out of the house: appended to a file that somebody else keeps.
+
+Knows nothing of the log.
+"""
 
 from __future__ import annotations
 

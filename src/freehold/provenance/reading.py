@@ -1,4 +1,7 @@
-"""Records out of the database, page by page, so that writers get their turn between the pages."""
+"""Records out of the database, page by page, so that writers get their turn between the pages.
+
+Knows nothing of what records mean.
+"""
 
 from __future__ import annotations
 

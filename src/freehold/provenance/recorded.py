@@ -1,7 +1,8 @@
 """Exchanges into the ledger, a batch at a time in one transaction: looked up, judged, and appended with their traces.
 
-The only place that writes texts, fingerprints and states. A record that is there already is not written twice, so a journal
-may be replayed. Order matters: an exchange is judged by what ended before it, in this batch too.
+The only place that writes texts, fingerprints and states. A record that is there already is not written twice, so a
+journal may be replayed. Order matters: an exchange is judged by what ended before it, in this batch too. Knows no
+journal and no thread.
 """
 
 from __future__ import annotations

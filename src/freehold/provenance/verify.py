@@ -1,9 +1,9 @@
 """Does the ledger still hold what it held? Everything is computed anew from the records and compared.
 
-Checks: positions without gaps; each record's JSON against its leaf, and the columns beside it against its JSON; every node
-above the leaves; texts against their hashes; every head kept in the database; and every head from outside. Without a head
-from outside, who owns database and key could have written the whole log anew: the report says so. What no ledger can
-prove: that everything was recorded.
+Checks: positions without gaps; each record's JSON against its leaf, and the columns beside it against its JSON; every
+node above the leaves; texts against their hashes; every head kept in the database; and every head from outside.
+Without a head from outside, who owns database and key could have written the whole log anew: the report says so. What
+no ledger can prove: that everything was recorded. Knows no key: a head is checked against the one it carries.
 """
 
 from __future__ import annotations

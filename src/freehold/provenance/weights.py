@@ -1,7 +1,7 @@
 """Which weights the local engine runs: found by their files, digested once, and remembered with their licence.
 
-Digesting gigabytes takes seconds, so an exchange names its weights by the files' names, sizes and times; who writes the
-record turns that into a digest, which is kept in the database for the next start.
+Digesting gigabytes takes seconds, so an exchange names its weights by the files' names, sizes and times; who writes
+the record turns that into a digest, which is kept in the database for the next start. Knows no engine.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Data sets: a directory with a card, JSONL, Parquet or Croissant files; records that carry licences of their own.
 
-Croissant: https://docs.mlcommons.org/croissant/docs/croissant-spec.html. Of Parquet only the footer is read.
+Croissant: https://docs.mlcommons.org/croissant/docs/croissant-spec.html. Of Parquet only the footer is read. Knows no
+rules: facts go into an Artefact.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What was read from an artefact: plain facts, no judgement."""
+"""What was read from an artefact: plain facts, no judgement.
+
+Knows no files and no formats.
+"""
 
 from __future__ import annotations
 

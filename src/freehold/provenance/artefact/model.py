@@ -1,6 +1,7 @@
 """Models: a directory, a GGUF file, a model of the store or of the hub. Headers and cards are read, weights are not.
 
-Of a hub's model that is not here only the card, the legal files and the config are fetched.
+Of a hub's model that is not here only the card, the legal files and the config are fetched. Knows no rules: facts go
+into an Artefact.
 """
 
 from __future__ import annotations

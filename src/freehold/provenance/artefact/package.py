@@ -1,6 +1,7 @@
 """Python packages: a wheel (fetched by pip, or a file), or one that is installed here. No code of it is ever run.
 
-Metadata: https://packaging.python.org/en/latest/specifications/core-metadata/.
+Metadata: https://packaging.python.org/en/latest/specifications/core-metadata/. Knows no rules: facts go into an
+Artefact.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The footer of a Parquet file: rows, column names and key-value metadata. Data pages are not read.
 
 FileMetaData in Thrift's compact protocol (https://parquet.apache.org/docs/file-format/metadata/,
-https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md). Every length is checked against the
-bytes that are left, and depth is bounded.
+https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md). Every length is checked against
+the bytes that are left, and depth is bounded. Knows nothing of licences.
 """
 
 from __future__ import annotations

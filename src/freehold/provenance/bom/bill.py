@@ -1,4 +1,7 @@
-"""What every format is written from: the artefact, the judgement, and names and ids derived from them."""
+"""What every format is written from: the artefact, the judgement, and names and ids derived from them.
+
+Knows none of the formats.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""CycloneDX 1.7 as JSON, with model cards (ML-BOM). https://cyclonedx.org/docs/1.7/json/."""
+"""CycloneDX 1.7 as JSON, with model cards (ML-BOM). https://cyclonedx.org/docs/1.7/json/.
+
+Knows no files and no terminal.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The public summary of training content that the EU asks of providers of general-purpose models: a draft to complete.
 
 Regulation (EU) 2024/1689, Article 53(1)(d); sections as in the European Commission's template of 2025-07-24. What the
-artefact says is filled in with its source; what nobody said is left to the provider, and marked.
+artefact says is filled in with its source; what nobody said is left to the provider, and marked. Knows no files and
+no terminal.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""A NOTICE file: whose work is in it, under which licences, the statements these ask for, and what a distributor has to do."""
+"""A NOTICE file: whose work is in it, under which licences, the statements these ask for, and what a distributor has to do.
+
+Knows no files and no terminal.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """SPDX 3.0.1 as JSON-LD, with the AI, Dataset and SimpleLicensing profiles.
 
-https://spdx.github.io/spdx-spec/v3.0.1/. The AI and Dataset profiles ask for supplier, version, release time and place
-of download; a profile is claimed only when the facts it asks for are there, and a comment says what is missing.
+https://spdx.github.io/spdx-spec/v3.0.1/. The AI and Dataset profiles ask for supplier, version, release time and
+place of download; a profile is claimed only when the facts it asks for are there, and a comment says what is missing.
+Knows no files and no terminal.
 """
 
 from __future__ import annotations

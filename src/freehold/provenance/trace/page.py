@@ -1,7 +1,7 @@
 """A report as one HTML page that needs nothing else: no script, no font, no picture from anywhere.
 
-Everything from the query and the corpus is text of strangers: the template escapes whatever it is given, and a policy in
-the page forbids scripts and requests should anything slip through.
+Everything from the query and the corpus is text of strangers: the template escapes whatever it is given, and a policy
+in the page forbids scripts and requests should anything slip through. Knows no index.
 """
 
 from __future__ import annotations
