@@ -17,6 +17,9 @@ from typing import Any
 import pytest
 from tests.cli.conftest import Run
 
+from freehold.cli.ledger import _print_checked
+from freehold.provenance.checking import Checked
+
 HEADER = "x-freehold-provenance"
 
 
@@ -173,6 +176,14 @@ def test_a_model_is_there_even_when_the_ledger_cannot_be_written(
 def test_wrong_use_is_told_in_words(freehold: Run, words: tuple[str, ...], code: int, told: str) -> None:
     done = freehold(*words)
     assert done.returncode == code and told in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_a_strangers_pack_says_cannot_drive_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    evil = "\x1b[2J\x1b]0;owned\x07"
+    _print_checked(Checked(problems=[f"{evil} is not in the manifest"]))
+    _print_checked(Checked(log=evil, not_logged=[evil], overlap_report=evil))
+    shown = "".join(capsys.readouterr())
+    assert "is not in the manifest" in shown and not {"\x1b", "\x07"} & set(shown)
 
 
 def test_an_empty_ledger_says_how_to_begin(freehold: Run) -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.cli.options import as_json, load_settings, moment
-from freehold.cli.output import emit, emit_json, progress, save, say, table
+from freehold.cli.output import emit, emit_json, printable, progress, save, say, table
 from freehold.errors import FreeholdError, UsageError
 
 if TYPE_CHECKING:
@@ -262,7 +262,7 @@ def _show(record: Stored, texts: tuple[bytes, str | None, str | None] | None, as
 
 def _print_report(report: Report) -> None:
     for problem in report.problems[:MOST_SHOWN]:
-        emit(f"{problem.kind}: {problem.what}" + (f" ({problem.id})" if problem.id else ""))
+        emit(printable(f"{problem.kind}: {problem.what}" + (f" ({problem.id})" if problem.id else "")))
     if len(report.problems) > MOST_SHOWN:
         emit(f"... and {len(report.problems) - MOST_SHOWN} more")
     found = "nothing was changed" if report.good else f"{len(report.problems)} things are not as they were recorded"
@@ -273,16 +273,17 @@ def _print_report(report: Report) -> None:
 
 def _print_checked(found: Checked) -> None:
     for problem in found.problems[:MOST_SHOWN]:
-        emit(problem)
+        emit(printable(problem))
     if len(found.problems) > MOST_SHOWN:
         emit(f"... and {len(found.problems) - MOST_SHOWN} more")
     if found.good:
-        emit(f"good: {found.records} records and {found.texts} texts are in ledger {found.log}, {found.size} records")
+        log = printable(found.log)
+        emit(f"good: {found.records} records and {found.texts} texts are in ledger {log}, {found.size} records")
         if found.overlap_report:
-            say(f"with an overlap report: {found.overlap_report}")
+            say(f"with an overlap report: {printable(found.overlap_report)}")
         say("not logged, by the pack's own words:")
         for line in found.not_logged:
-            say(f"  - {line}")
+            say(f"  - {printable(line)}")
 
 
 def _head_facts(head: Head) -> dict[str, Any]:
