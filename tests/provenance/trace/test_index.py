@@ -259,3 +259,22 @@ def test_a_shard_in_place_of_another_is_refused(whole: Path):
     path.write_text(path.read_text().replace(whole.name, other.name))
     with pytest.raises(FormatError, match="expected shard 0000"):
         Index(whole.parents[1])
+
+
+@pytest.mark.parametrize("name", ["suffixes.bin", "segments.bin", "passages.bin", "keys.bin", "units.bin"])
+def test_a_shard_whose_description_agrees_with_an_impossible_size_is_refused(whole: Path, name: str):
+    data = (whole / name).read_bytes()[:-1]
+    (whole / name).write_bytes(data)
+    meta = json.loads((whole / "shard.json").read_text())
+    meta["files"][name]["size"] = len(data)
+    (whole / "shard.json").write_text(json.dumps(meta))
+    with pytest.raises(FormatError, match="impossible size"):
+        Index(whole.parents[1])
+
+
+def test_a_shard_that_names_files_elsewhere_is_refused(whole: Path):
+    meta = json.loads((whole / "shard.json").read_text())
+    meta["files"]["../../../secret"] = meta["files"]["text.bin"]
+    (whole / "shard.json").write_text(json.dumps(meta))
+    with pytest.raises(FormatError, match="names of files"):
+        Index(whole.parents[1])

@@ -206,11 +206,14 @@ class Shard:
         self.folder = folder
         self.meta = _meta(folder, name)
         self.text = self._map("text.bin")
-        self.suffixes = self._map("suffixes.bin").view(np.uint32)
-        self.segments = self._map("segments.bin").view(np.uint32).reshape(3, -1)
-        self.passages = self._map("passages.bin").view(np.uint32).reshape(-1, 3)
-        self.keys = self._map("keys.bin").view(np.uint32).reshape(minhash.BANDS, -1)
-        self.units = self._map("units.bin").view(np.uint32).reshape(minhash.BANDS, -1)
+        try:
+            self.suffixes = self._map("suffixes.bin").view(np.uint32)
+            self.segments = self._map("segments.bin").view(np.uint32).reshape(3, -1)
+            self.passages = self._map("passages.bin").view(np.uint32).reshape(-1, 3)
+            self.keys = self._map("keys.bin").view(np.uint32).reshape(minhash.BANDS, -1)
+            self.units = self._map("units.bin").view(np.uint32).reshape(minhash.BANDS, -1)
+        except ValueError as error:
+            raise FormatError(f"a file of {folder} has an impossible size: {error}", hint=REBUILD) from None
         self._starts = np.array([placed.text for placed in self.meta.pieces], np.int64)
         if len(self.suffixes) != len(self.text) or self.keys.shape != (minhash.BANDS, len(self.passages)):
             raise FormatError(f"the files of {folder} don't belong together", hint=REBUILD)
@@ -270,4 +273,6 @@ def _meta(folder: Path, name: str) -> Meta:
         raise FormatError(f"{path}: expected the description of a shard: {error}", hint=REBUILD) from None
     if meta.name != name:
         raise FormatError(f"{path}: expected shard {name}, found {meta.name[:64]!r}", hint=REBUILD)
+    if strange := [file for file in meta.files if "/" in file]:
+        raise FormatError(f"{path}: expected names of files, found {strange[0][:64]!r}", hint=REBUILD)
     return meta
