@@ -23,11 +23,15 @@ from freehold.gateway.loopback import is_loopback
 from freehold.gateway.patience import impatient
 from freehold.gateway.policy import Policy, PolicyFile
 from freehold.gateway.service import Gateway
+from freehold.process_memory import give_back
 from freehold.settings import ServerSettings, Settings
 
 MAX_PORT = 65535
 DRAIN_SECONDS = 30
 """How long running answers may take to end after a stop signal."""
+
+GIVE_BACK_SECONDS = 20.0
+"""How often memory that is free goes back to the system."""
 
 COLLECT_AT = (20_000, 50, 100)
 """Thresholds of Python's cycle collector: at its own (700, 10, 10) a request makes enough objects to set it off, and one in
@@ -94,6 +98,7 @@ async def serve_on(
     reloading = _reload_routes(settings, gateway)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(server.stop_at(stop or asyncio.Event()))
+    tidying = asyncio.create_task(_give_back())
     thresholds = gc.get_threshold()
     gc.set_threshold(*COLLECT_AT)
     try:
@@ -106,9 +111,16 @@ async def serve_on(
         await serving
     finally:
         gc.set_threshold(*thresholds)
+        tidying.cancel()
         stopping.cancel()
         if reloading is not None:
             reloading.cancel()
+
+
+async def _give_back() -> None:
+    while True:
+        await asyncio.sleep(GIVE_BACK_SECONDS)
+        await asyncio.to_thread(give_back)
 
 
 def _reload_routes(settings: Settings, gateway: Gateway) -> asyncio.Task[None] | None:
