@@ -92,7 +92,7 @@ def test_a_truncated_model_is_one_error_and_leaves_nothing_behind(freehold: Run,
     weights = (tiny / "model.safetensors").read_bytes()
     (tiny / "model.safetensors").write_bytes(weights[: len(weights) // 2])
     done = freehold("compress", str(tiny), "--out", "made")
-    assert done.returncode == 3 and done.stderr.startswith("error: ")
+    assert done.returncode == 3 and done.stderr.count("error: ") == 1
     assert "Traceback" not in done.stderr
     assert sorted(path.name for path in tmp_path.iterdir() if path.name not in ("home", "config", "hf")) == ["tiny"]
 
@@ -124,7 +124,7 @@ def test_the_default_text_is_pythons_help_in_a_fixed_order() -> None:
 
 
 def test_a_compression_cut_off_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tiny: Path, tmp_path: Path) -> None:
-    def cut_off(*_: object) -> None:
+    def cut_off(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("freehold.compress.compress", cut_off)

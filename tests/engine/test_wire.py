@@ -191,6 +191,8 @@ def test_a_worker_that_hears_nonsense_first_gives_up(nonsense: bytes) -> None:
 
 def test_failing_steps_fail_their_requests_and_a_broken_engine_exits(engine: Engine) -> None:
     class Broken:
+        steps_alone = 0
+
         def run(self, step: object) -> None:
             raise RuntimeError("the kernel fell over")
 

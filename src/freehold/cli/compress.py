@@ -95,7 +95,7 @@ def command(
     # Windows, rows and tensors are shared out among threads of our own: with BLAS's on top, small products wait for
     # each other (37 s instead of 0.5 s for one matrix on a busy machine). Read when NumPy is imported.
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    from freehold.compress import compress, export_gguf, plan_text
+    from freehold.compress import Destination, compress, export_gguf, plan_text
     from freehold.formats import store
     from freehold.provenance.deeds import compressed
 
@@ -104,6 +104,8 @@ def command(
     options = _options(bits, uniform, plan, calibration, asymmetric, group_size, embedding_bits, force)
     called = default_name(source, 8 if options.bits == 8 or (bits or 0) >= 8 else 4) if name is None else name
     target = out or store_path(called)
+    if not plan_only:
+        Destination(target, overwrite=force).check()  # before minutes are spent on measuring
     with progress() as bar:
         path = store.resolve(source, progress=bar)
         kept = statistics or target.with_name(target.name + ".calibration.partial")

@@ -15,10 +15,12 @@ from freehold.compress.plan import Plan, Scheme, TensorPlan, make_plan
 from freehold.compress.report import Report, TensorReport, by_kind
 from freehold.compress.run import compress, plan_text
 from freehold.compress.text import builtin_text
+from freehold.compress.write import Destination
 
 __all__ = [
     "ANY",
     "CompressOptions",
+    "Destination",
     "Exported",
     "Plan",
     "Progress",

@@ -48,7 +48,7 @@ class Destination:
         self.done: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> Self:
-        self._check_out()
+        self.check()
         with _explained(self.partial):
             self.partial.mkdir(parents=True, exist_ok=True)
             self._lock = os.open(self.partial, os.O_RDONLY | os.O_DIRECTORY)
@@ -120,7 +120,7 @@ class Destination:
             for handle in self._files.values():
                 os.fsync(handle)
             os.fsync(self._lock)
-            self._check_out()
+            self.check()
             if self._empty_out():
                 self.out.rmdir()
             elif self.out.exists():
@@ -132,7 +132,12 @@ class Destination:
             _sync_directory(self.out.parent)
             shutil.rmtree(self._replaced, ignore_errors=True)
 
-    def _check_out(self) -> None:
+    def check(self) -> None:
+        """Refuses an OUT that must not be written to.
+
+        Raises:
+            UsageError: it exists, and may not be replaced.
+        """
         if not os.path.lexists(self.out):
             return
         if self._empty_out():
