@@ -36,6 +36,7 @@ def reconcile(artefact: Artefact) -> dict[str, tuple[str, ...]]:
         else:
             _part(artefact, seen[0], licence)
     _doubt(artefact, mine)
+    _unread(artefact)
     return found
 
 
@@ -109,7 +110,7 @@ def _differs(artefact: Artefact, licence: str, seen: list[Detection], mine: list
 def _part(artefact: Artefact, seen: Detection, licence: str | None) -> str:
     """The thing a licence was found on: the model or data set itself, or the heavy files a package carries."""
     subject = artefact.lineage.subject
-    if artefact.kind != "software" and licence is None:
+    if (artefact.kind != "software" or artefact.facts.get("project")) and licence is None:
         return subject
     named, kind = _carried(artefact, seen) if licence is None else (seen.file, "software")
     part = f"{artefact.name}:{named}"
@@ -144,3 +145,10 @@ def _doubt(artefact: Artefact, mine: list[str]) -> None:
             subject = artefact.lineage.things[artefact.lineage.subject]
             artefact.lineage.things[subject.id] = replace(subject, doubt=doubt)
             return
+
+
+def _unread(artefact: Artefact) -> None:
+    """Files that a bound left unread may say anything: a person has to look at them."""
+    subject = artefact.lineage.things[artefact.lineage.subject]
+    doubts = [subject.doubt, *artefact.unread] if subject.doubt else artefact.unread
+    artefact.lineage.things[subject.id] = replace(subject, doubt="; ".join(doubts))

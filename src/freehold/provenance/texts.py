@@ -33,6 +33,17 @@ _COPYRIGHT = re.compile(r"^[^\w\n]{0,20}(copyright|\(c\)|©).*$", re.IGNORECASE 
 _PAGE = re.compile(
     r"Except as otherwise noted, the content of this page is licensed under.{0,400}?Apache 2\.0 License", re.I
 )
+_COMMENT = re.compile(r"^[ \t]*[#/*;%!<>-]{1,8}", re.MULTILINE)
+_GNU = re.compile(
+    r"under the terms of (?:version (?P<before>\d(?:\.\d)?) of )?the GNU (?:(?P<kind>Affero|Lesser|Library) )?"
+    r"General Public License(?: \([AL]?GPL\))?(?:,? as published by the Free Software Foundation)?"
+    r"(?:[,;:]? (?:either )?\(?version (?P<after>\d(?:\.\d)?))?",
+    re.IGNORECASE,
+)
+_COMMENT_TAG = re.compile(
+    r"^[ \t]{0,40}(?:#|//|/\*|\*|--|;|%|<!--|\.\.|!|rem|\"{3}|\(\*)?[#/*!; \t]{0,80}SPDX-License-Identifier:[^\n\r]{0,220}",
+    re.IGNORECASE | re.MULTILINE,
+)
 _TAG = re.compile(r"SPDX-License-Identifier:[ \t]*([^\n\r*<>\"']{2,200})")
 
 
@@ -110,6 +121,26 @@ def tags(text: str) -> list[Match]:
     for match in _TAG.finditer(text[:MAX_CHARACTERS]):
         for licence in identifiers(match[1].strip()):
             found.setdefault(licence, Match(licence, "tag", 1.0, match[0].strip()[:120]))
+    return list(found.values())
+
+
+def comment_tags(text: str) -> list[Match]:
+    """Licences of `SPDX-License-Identifier:` lines that are comments: a string or a sentence about such a line is none."""
+    return tags("\n".join(match[0] for match in _COMMENT_TAG.finditer(text)))
+
+
+def gnu_notices(text: str) -> list[Match]:
+    """Licences of the notice at the head of a source that the GNU licences ask for ("How to Apply These Terms")."""
+    words = " ".join(_COMMENT.sub(" ", text[:MAX_CHARACTERS]).split())
+    found: dict[str, Match] = {}
+    for match in _GNU.finditer(words):
+        letter = {"affero": "A", "lesser": "L", "library": "L"}.get((match["kind"] or "").lower(), "")
+        version = match["before"] or match["after"]
+        if version:
+            later = re.match(r"[^.]{0,60}any later version", words[match.end() :], re.IGNORECASE) is not None
+            number = version if "." in version else f"{version}.0"
+            licence = f"{letter}GPL-{number}-{'or-later' if later else 'only'}"
+            found.setdefault(licence, Match(licence, "reference", 1.0, match[0][:120]))
     return list(found.values())
 
 

@@ -50,7 +50,11 @@ def _read_path(reference: str, path: Path) -> Artefact:
         ggufs = [item for item in path.iterdir() if item.suffix == ".gguf"]
         if (path / "config.json").is_file():
             return model.read_folder(reference, path)
-        return model.read_file(reference, ggufs[0]) if len(ggufs) == 1 else dataset.read_folder(reference, path)
+        return (
+            model.read_file(reference, ggufs[0], whole=True)
+            if len(ggufs) == 1
+            else dataset.read_folder(reference, path)
+        )
     if path.suffix == ".gguf":
         return model.read_file(reference, path)
     if path.suffix == ".safetensors":

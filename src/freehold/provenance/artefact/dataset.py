@@ -15,7 +15,7 @@ from typing import Any
 import msgspec
 
 from freehold.errors import FormatError
-from freehold.provenance.artefact import ancestry, card, parquet, survey
+from freehold.provenance.artefact import ancestry, card, manifest, parquet, survey
 from freehold.provenance.artefact.facts import Artefact, File
 from freehold.provenance.artefact.tree import Folder
 from freehold.provenance.licences import normalize
@@ -34,10 +34,15 @@ def read_folder(reference: str, path: Path) -> Artefact:
     """A directory: its card, its Croissant description, the records of its JSONL and the footers of its Parquet files."""
     name = path.absolute().name
     artefact = Artefact(reference, "dataset", name, Lineage(name))
-    cards = survey.survey(Folder(path), artefact)
+    tree = Folder(path)
+    if manifest.present(tree):
+        artefact.kind, artefact.facts["project"] = "software", True
+    stated = manifest.declared(tree, artefact)
+    cards = survey.survey(tree, artefact)
     own = next(((file, fields) for file, fields, _ in cards if "/" not in file), ("README.md", {}))
     label = survey.card_licence(own[1])
     licence = survey.declare(artefact, label, f"{own[0]}: license") if label else None
+    licence = _both(stated, licence)
     survey.read_ancestry(artefact, name, own[1], own[0])
     artefact.facts |= {
         "language": card.values(own[1], "language"),
@@ -46,12 +51,14 @@ def read_folder(reference: str, path: Path) -> Artefact:
         "card": bool(own[1]),
         "title": card.value(own[1], "pretty_name"),
     }
-    for file in artefact.files:
+    files = [file for file in artefact.files if not (artefact.facts.get("project") and survey.aside(file.name))]
+    for file in files:
         if file.name.endswith((".json", ".jsonld")) and file.size <= MAX_CROISSANT:
             described = _croissant(path / file.name)
             if described is not None:
-                licence = _from_croissant(artefact, name, described, file.name) or licence
-    for file in artefact.files:
+                found = _from_croissant(artefact, name, described, file.name)
+                licence = _both(licence, found)
+    for file in files:
         stated = _records(artefact, name, path / file.name, file.name)
         licence = licence or stated
     _subject(artefact, name, licence)
@@ -79,9 +86,16 @@ def read_file(reference: str, path: Path) -> Artefact:
     return artefact
 
 
+def _both(one: str | None, other: str | None) -> str | None:
+    """Two statements about one thing: neither hides the other."""
+    if one and other and one != other:
+        return " AND ".join(f"({item})" if " " in item else item for item in (one, other))
+    return one or other
+
+
 def _subject(artefact: Artefact, name: str, licence: str | None) -> None:
     evidence = next((item.where for item in artefact.declared if item.licence), "nothing declared")
-    entry = ancestry.dataset_of(name) if licence is None else None
+    entry = ancestry.dataset_of(name) if licence is None and artefact.kind == "dataset" else None
     parts = [link for link in artefact.lineage.links if link.child == name and link.relation == "contains"]
     if licence is None and entry is not None and entry.licence:
         licence, evidence = normalize(entry.licence), f"{entry.cite.document}, {entry.cite.date}"
@@ -90,7 +104,7 @@ def _subject(artefact: Artefact, name: str, licence: str | None) -> None:
         whole = list(dict.fromkeys(item for item in known if item))
         licence = " AND ".join(f"({item})" if " " in item else item for item in whole) or None
         evidence = "the licences of its records"
-    artefact.lineage.things[name] = Thing(name, "dataset", licence, evidence)
+    artefact.lineage.things[name] = Thing(name, artefact.kind, licence, evidence)
 
 
 def _croissant(path: Path) -> dict[str, Any] | None:

@@ -68,6 +68,7 @@ class Artefact:
         copyrights: lines of its legal files that say whose it is.
         facts: of its card or metadata, for bills of materials (description, author, url, language, architecture ...).
         notes: what a reader has to know, of what could not be read for instance.
+        unread: why files that may hold licences were not read: such an artefact is not allowed without a person.
     """
 
     reference: str
@@ -81,3 +82,4 @@ class Artefact:
     copyrights: list[str] = field(default_factory=list)
     facts: dict[str, Any] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)

@@ -13,7 +13,7 @@ from typing import Any
 from freehold.errors import FormatError, ModelNotFoundError
 from freehold.formats.builtin import BUILTINS
 from freehold.formats.wheels import Progress
-from freehold.provenance.artefact import ancestry, card, survey
+from freehold.provenance.artefact import ancestry, card, scan, survey
 from freehold.provenance.artefact.facts import Artefact, File
 from freehold.provenance.artefact.tree import Folder, digest_of, text_of
 from freehold.provenance.lineage import Lineage, Thing
@@ -60,8 +60,13 @@ def read_folder(reference: str, path: Path, name: str | None = None) -> Artefact
     return artefact
 
 
-def read_file(reference: str, path: Path) -> Artefact:
-    """A GGUF file, by its metadata; and the card and legal files beside it."""
+def read_file(reference: str, path: Path, *, whole: bool = False) -> Artefact:
+    """A GGUF file, by its metadata; and the card and legal files beside it.
+
+    Args:
+        reference, path: what was asked for, and the file.
+        whole: its directory was asked for, so the other files in it count too.
+    """
     from freehold.formats.gguf import GGUFFile
 
     if path.suffix != ".gguf":
@@ -83,9 +88,13 @@ def read_file(reference: str, path: Path) -> Artefact:
             licence = survey.declare(artefact, label, "README.md: license")
         survey.read_ancestry(artefact, name, fields, "README.md", "quantized_from")
     for legal in sorted(beside):
-        if survey.LEGAL.search(legal) and not legal.endswith(".gguf"):
+        if survey.named_legal(legal) and not legal.endswith(".gguf"):
             content = tree.read(legal)
             artefact.detected += survey.detections(text_of(content), legal, digest_of(content), True)
+    if whole:
+        artefact.files = tree.files()
+        others = [file for file in artefact.files if not (file.name in beside and survey.named_legal(file.name))]
+        artefact.detected += scan.scattered(tree, artefact, others, len(artefact.files) - len(others))
     artefact.files = [File(path.name, path.stat().st_size)]
     artefact.facts |= {
         "architecture": _text(metadata, "general.architecture"),

@@ -85,6 +85,9 @@ class _Installed:
     def files(self) -> list[File]:
         return [File(name, path.stat().st_size) for name, path in sorted(self._paths.items())]
 
+    def left_out(self) -> list[str]:
+        return []
+
     def read(self, name: str, limit: int = MAX_TEXT) -> bytes:
         with self._paths[name].open("rb") as file:
             return file.read(limit)

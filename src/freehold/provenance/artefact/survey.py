@@ -9,14 +9,21 @@ import re
 from pathlib import PurePosixPath
 
 from freehold.provenance import texts
-from freehold.provenance.artefact import ancestry, card
+from freehold.provenance.artefact import ancestry, card, scan
 from freehold.provenance.artefact.facts import Artefact, Declaration, Detection, File
 from freehold.provenance.artefact.tree import MAX_TEXT, Tree, digest_of, text_of
 from freehold.provenance.licences import UNKNOWN, normalize
 
 LEGAL = re.compile(
-    r"(^|[-_.])(licen[cs]es?|notices?|copying|copyright|eula|terms|tos|unlicense|use[-_]policy)([-_.]|$)", re.IGNORECASE
+    r"((un)?licen[cs]es?|copying|copyright|notices?|eula|terms|tos|use[-_]policy)([-_.].*)?", re.IGNORECASE
 )
+# GEMMA_TERMS, MIT-LICENSE, THIRD_PARTY_NOTICES: the words of a legal file at the end, in capitals as is the custom
+_CAPITALS = re.compile(
+    r"[A-Z0-9-_.]*[-_.](LICEN[CS]ES?|NOTICES?|COPYING|EULA|TERMS|TOS|USE[-_]POLICY)([-_.][A-Z0-9-_.]*)?"
+)
+_PARTIES = re.compile(r"(.*third[-_]?part(y|ies).*|.*[-_.](license|licence|notice|use[-_]policy))", re.IGNORECASE)
+_PAGES = re.compile(r"(licen[cs]es|notices|terms|tos)", re.IGNORECASE)  # a page about licences as well as one
+ASIDE = ("doc", "docs", "test", "tests", "testdata", "fixtures", "vectors", "examples")
 PLAIN = ("", ".txt", ".md", ".rst", ".html", ".htm", ".lesser", ".adoc", ".mit", ".apache", ".bsd")
 WEIGHTS = (
     ".safetensors", ".gguf", ".bin", ".pt", ".pth", ".onnx", ".ftz", ".tflite", ".h5", ".keras", ".npz", ".ckpt",
@@ -40,7 +47,9 @@ def survey(tree: Tree, artefact: Artefact) -> list[tuple[str, dict[str, object],
     artefact.files = files
     legal = [file for file in files if _is_legal(file)]
     if len(legal) > MAX_LEGAL:
-        artefact.notes.append(f"only the first {MAX_LEGAL} of {len(legal)} legal files were read")
+        artefact.unread.append(f"only the first {MAX_LEGAL} of {len(legal)} legal files were read")
+    if large := [file.name for file in files if file.size > MAX_TEXT and _is_legal(file, file.size)]:
+        artefact.unread.append(f"{', '.join(large[:5])}: too large for a licence, and not read")
     shallowest = min((file.name.count("/") for file in legal), default=0)
     for file in legal[:MAX_LEGAL]:
         content = tree.read(file.name)
@@ -51,14 +60,30 @@ def survey(tree: Tree, artefact: Artefact) -> list[tuple[str, dict[str, object],
             found = [Detection(UNKNOWN, "unmatched", 0.0, file.name, digest_of(content), primary=True)]
         artefact.detected += found
     cards = []
-    for file in files:
+    for file in [file for file in files if not (artefact.facts.get("project") and aside(file.name))]:
         if re.fullmatch(r"readme[\w.-]*|[\w.-]*card\.md", PurePosixPath(file.name).name, re.IGNORECASE):
             content = tree.read(file.name)
             text = text_of(content)
             if fields := card.head(text):
                 cards.append((file.name, fields, text))
             artefact.detected += sections(text, file.name, digest_of(content))
+    read = {file.name for file in legal[:MAX_LEGAL]}
+    artefact.detected += scan.scattered(tree, artefact, [file for file in files if file.name not in read], len(read))
     return cards
+
+
+def aside(name: str) -> bool:
+    """Whether a file lies among documentation, tests or examples."""
+    return any(part.lower() in ASIDE for part in PurePosixPath(name).parts[:-1])
+
+
+def named_legal(name: str) -> bool:
+    """Whether a file's path calls it a legal file: LICENSE, COPYING-GPL.txt, GEMMA_TERMS.html; not docs/licences.md."""
+    path = PurePosixPath(name)
+    stem = path.stem if path.suffix.lower() in PLAIN else path.name
+    if not stem.isupper() and (aside(name) or _PAGES.fullmatch(stem)):
+        return False
+    return any(pattern.fullmatch(stem) for pattern in (LEGAL, _CAPITALS, _PARTIES))
 
 
 def copyrights(text: str) -> list[str]:
@@ -122,16 +147,10 @@ def heavy(files: list[File]) -> list[tuple[File, str]]:
     return sorted(found, key=lambda pair: -pair[0].size)
 
 
-def _is_legal(file: File) -> bool:
+def _is_legal(file: File, limit: int = MAX_TEXT) -> bool:
     path = PurePosixPath(file.name)
-    stem = path.name.lower()
     inside = path.parent.name.lower() in ("licenses", "licences", "license_files")
-    return (
-        0 < file.size <= MAX_TEXT
-        and path.suffix.lower() in PLAIN
-        and (LEGAL.search(stem) is not None or inside)
-        and not stem.startswith("top_level")
-    )
+    return 0 < file.size <= limit and path.suffix.lower() in PLAIN and (named_legal(file.name) or inside)
 
 
 def _is_primary(name: str, shallowest: int) -> bool:

@@ -21,12 +21,19 @@ MAX_FILES = 50_000
 MAX_TEXT = 1_000_000  # bytes of one file that is read
 MAX_READ = 192_000_000  # bytes read of one artefact
 MAX_DEPTH = 12
+TOOLING = frozenset(
+    (".git", ".hg", ".svn", "__pycache__", ".cache", ".mypy_cache", ".ruff_cache", ".pytest_cache", ".tox")
+)
+INSTALLED = frozenset((".venv", "venv", "node_modules", "build"))  # other people's files, or made ones: told in a note
 
 
 class Tree(Protocol):
     """Files by name, with forward slashes."""
 
     name: str
+
+    def left_out(self) -> list[str]:
+        """Directories that `files` did not enter although they may hold the artefact's own files."""
 
     def files(self) -> list[File]:
         """Every regular file."""
@@ -41,6 +48,7 @@ class Folder:
     def __init__(self, path: Path) -> None:
         self.path, self.name = path, path.name
         self._left = MAX_READ
+        self._out: list[str] = []
         self._roots = (path.resolve(), _blobs(path))
 
     def files(self) -> list[File]:
@@ -51,6 +59,10 @@ class Folder:
                 raise FormatError(f"{self.path} holds more than {MAX_FILES} files", hint="name a directory below it")
             found.append(File(name, (self.path / name).stat().st_size))
         return sorted(found, key=lambda file: file.name)
+
+    def left_out(self) -> list[str]:
+        """Directories of installed packages, of builds, and those below MAX_DEPTH."""
+        return sorted(set(self._out))
 
     def read(self, name: str, limit: int = MAX_TEXT) -> bytes:
         """The first bytes of a file; nothing once MAX_READ bytes were read in all."""
@@ -67,7 +79,9 @@ class Folder:
             raise FormatError(f"can't list {folder}: {error.strerror}") from None
         for entry in entries:
             if entry.is_dir(follow_symlinks=False):
-                if depth < MAX_DEPTH and entry.name not in (".git", "__pycache__", ".cache"):
+                if entry.name in INSTALLED or depth >= MAX_DEPTH:
+                    self._out.append(Path(entry.path).relative_to(self.path).as_posix())
+                elif entry.name not in TOOLING:
                     yield from self._walk(Path(entry.path), depth + 1)
                 continue
             name = Path(entry.path).relative_to(self.path).as_posix()
@@ -107,6 +121,10 @@ class Zip:
     def files(self) -> list[File]:
         """Every member with a harmless name; sizes are those the archive declares."""
         return [File(name, member.file_size) for name, member in sorted(self._members.items())]
+
+    def left_out(self) -> list[str]:
+        """Nothing: an archive is read whole."""
+        return []
 
     def read(self, name: str, limit: int = MAX_TEXT) -> bytes:
         """The first bytes of a member, inflated as a stream."""
