@@ -240,6 +240,23 @@ def test_records_of_a_provider_are_judged_by_the_terms_of_their_day(tmp_path):
         assert audit(str(file), "train").verdict == verdict
 
 
+@pytest.mark.parametrize(("day", "rule"), [("2023-03-13", "R10"), ("2023-03-14", "R7")])
+def test_terms_before_those_that_are_encoded_are_unknown_and_what_the_next_ones_bar_is_told(tmp_path, day, rule):
+    file = tmp_path / "d.jsonl"
+    file.write_text(json.dumps({"text": "a", "license": "MIT", "model": "text-davinci-003", "date": day}))
+    report = audit(str(file), "train")
+    assert report.verdict == "deny"
+    assert (rule, "deny") in rules(report)
+    told = any("terms before 2023-03-14 are not encoded" in item.because for item in report.path)
+    assert told is (day == "2023-03-13")
+
+
+def test_a_model_trained_on_alpaca_may_not_train_without_a_person(tmp_path):
+    report = audit(str(model(tmp_path / "m", "license: mit\ndatasets:\n- tatsu-lab/alpaca")), "train")
+    assert report.verdict in ("escalate", "deny")
+    assert any(item.rule == "R7" and "those from that day bar it in 2(c)(iii)" in item.because for item in report.path)
+
+
 def test_outputs_that_a_models_makers_freed_may_train(tmp_path):
     file = tmp_path / "d.jsonl"
     file.write_text(json.dumps({"text": "a", "license": "MIT", "model": "deepseek-ai/DeepSeek-R1"}))

@@ -72,6 +72,26 @@ def terms_in_force(provider: str, at: dt.date | dt.datetime) -> Terms | None:
     return None
 
 
+def terms_before(provider: str, at: dt.date) -> Terms | None:
+    """For a day before every version that is known: the oldest one, which was not in force yet; else None.
+
+    Its bar becomes a doubt: what the terms of that day said is not encoded, so they are unknown; the next ones bar it.
+    """
+    known = versions(provider)
+    if not known or at >= known[0].since:
+        return None
+    first = known[0]
+    clause = first.traits.get("outputs-barred")
+    doubt = f"terms before {first.since} are not encoded; those from that day bar it in {clause}"
+    traits = {"unknown": f"terms before {first.since} are not encoded"} | (
+        {"outputs-contested": doubt} if clause else {}
+    )
+    earlier = msgspec.structs.replace(
+        first, id=f"{first.id}-or-earlier", document=f"{first.document} or earlier", traits=traits, duties=()
+    )
+    return Terms(provider, earlier, _digest(first), stale=False)
+
+
 def versions(provider: str) -> tuple[Version, ...]:
     """Every known version of a provider's terms, oldest first."""
     known = provider_of(provider)

@@ -16,7 +16,7 @@ from msgspec.structs import replace
 from freehold.provenance.knowledge import FREE_CLASSES, Case, Knowledge, Licence, Rule, When, knowledge
 from freehold.provenance.licences import UNKNOWN, alternatives, compatible, identifiers, lookup
 from freehold.provenance.lineage import MAX_PATHS, Lineage, Link, Thing, reach_of, words
-from freehold.provenance.provider_terms import provider_of, terms_in_force, versions
+from freehold.provenance.provider_terms import provider_of, terms_before, terms_in_force, versions
 
 VERDICTS = ("allow", "escalate", "deny")
 
@@ -210,7 +210,7 @@ def _provider_claims(thing: Thing, path: tuple[Link, ...], reach: str, terms: di
     if known is None:
         return [Claim(lookup(UNKNOWN), thing, path, reach, frozenset())]
     if thing.at is not None:
-        found = terms_in_force(known.provider, thing.at)
+        found = terms_in_force(known.provider, thing.at) or terms_before(known.provider, thing.at)
         if found is None:
             return [Claim(lookup(UNKNOWN), thing, path, reach, frozenset())]
         terms[found.id] = found.digest
