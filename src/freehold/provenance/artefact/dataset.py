@@ -222,8 +222,7 @@ def _footer(artefact: Artefact, path: Path, file: str) -> str | None:
     try:
         footer = parquet.read_footer(path)
     except FormatError as error:
-        artefact.notes.append(f"{file}: {error.message}")
-        return None
+        raise FormatError(f"{file}: {error.message}", hint="fetch it again, or leave it out of the directory") from None
     artefact.facts["records"] = artefact.facts.get("records", 0) + footer.rows
     for key, value in footer.metadata.items():
         if key.lower() in _LICENCE_KEYS:

@@ -54,7 +54,7 @@ def read_folder(reference: str, path: Path, name: str | None = None) -> Artefact
     survey.read_ancestry(artefact, name, own[1], own[0], "quantized_from" if made_here else "")
     if made_here:
         licence = _from_report(artefact, tree, name, licence)
-    config = _json(tree, artefact, "config.json")
+    config = _json(tree, artefact, "config.json", needed=True)
     artefact.facts |= _facts(own[1], config)
     _family(artefact, name, licence, config)
     return artefact
@@ -246,7 +246,8 @@ def _facts(fields: dict[str, Any], config: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _json(tree: Folder, artefact: Artefact, name: str) -> dict[str, Any]:
+def _json(tree: Folder, artefact: Artefact, name: str, *, needed: bool = False) -> dict[str, Any]:
+    """A JSON object of a directory, empty when there is none; one that is broken is an error when it is needed."""
     import msgspec
 
     if all(file.name != name for file in artefact.files):
@@ -254,9 +255,13 @@ def _json(tree: Folder, artefact: Artefact, name: str) -> dict[str, Any]:
     try:
         found = msgspec.json.decode(tree.read(name, 20_000_000))
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-        artefact.notes.append(f"{name} is no JSON and was left out")
-        return {}
-    return found if isinstance(found, dict) else {}
+        found = None
+    if isinstance(found, dict):
+        return found
+    if needed:
+        raise FormatError(f"{tree.path / name}: expected a JSON object", hint="fetch it again")
+    artefact.notes.append(f"{name} is no JSON object and was left out")
+    return {}
 
 
 def _name_of(path: Path) -> str:
