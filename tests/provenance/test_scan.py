@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from freehold.errors import FormatError, ModelNotFoundError
 from freehold.provenance import texts
 from freehold.provenance.artefact import scan, survey
 from freehold.provenance.audit import audit
@@ -170,3 +171,32 @@ def test_a_model_directory_with_weights_is_not_kept_from_an_allow(tmp_path):
     (path / "model.safetensors").write_bytes(bytes(200_000))
     (path / "vocab.txt").write_text("licence\n" * 20_000)
     assert audit(str(path)).verdict == "allow"
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\0"])
+def test_a_config_that_is_no_object_is_an_error(tmp_path, text):
+    path = model(tmp_path / "m", "license: mit")
+    (path / "config.json").write_text(text)
+    with pytest.raises(FormatError, match="expected a JSON object") as caught:
+        audit(str(path))
+    assert caught.value.hint
+
+
+def test_a_broken_parquet_file_is_an_error_by_itself_and_in_a_data_set(tmp_path):
+    path = folder(tmp_path / "d", README_DOT_md="---\nlicense: mit\n---\n", a_DOT_parquet="PAR1 no footer")
+    for reference in (path, path / "a.parquet"):
+        with pytest.raises(FormatError, match=r"a\.parquet") as caught:
+            audit(str(reference))
+        assert caught.value.hint
+
+
+def test_an_installed_package_may_be_named_plainly():
+    assert audit("msgspec").name == audit("pypi:msgspec").name == "msgspec"
+
+
+def test_a_name_that_is_nothing_tells_what_can_be_audited():
+    with pytest.raises(ModelNotFoundError) as caught:
+        audit("nothing-of-that-name")
+    assert {"pypi:NAME", ".whl", "data set"} <= {
+        word for word in ("pypi:NAME", ".whl", "data set") if word in str(caught.value.hint)
+    }

@@ -15,7 +15,10 @@ from freehold.provenance.artefact.facts import Artefact, Declaration, Detection,
 
 __all__ = ["Artefact", "Declaration", "Detection", "File", "read"]
 
-FORMS = "a model, a directory, a .gguf, .safetensors, .whl, .jsonl, .parquet or Croissant .json file, or pypi:NAME[==VERSION]"
+FORMS = (
+    "a model, an installed package, a directory (a data set, a project), "
+    "a .gguf, .safetensors, .whl, .jsonl, .parquet or Croissant .json file, or pypi:NAME[==VERSION]"
+)
 
 
 def read(reference: str, *, offline: bool = False, progress: Progress | None = None) -> Artefact:
@@ -40,7 +43,14 @@ def read(reference: str, *, offline: bool = False, progress: Progress | None = N
         return _read_path(reference, path)
     if looks_like_path(reference):
         raise ModelNotFoundError(f"no such file or directory: {reference}", hint=f"name {FORMS}")
-    return model.read_named(reference, offline=offline, progress=progress)
+    try:
+        return model.read_named(reference, offline=offline, progress=progress)
+    except ModelNotFoundError as error:
+        installed = package.read_installed(reference)
+        if installed is None:
+            hint = error.hint if "/" in reference else f"name {FORMS}"
+            raise ModelNotFoundError(error.message, hint=hint) from None
+        return installed
 
 
 def _read_path(reference: str, path: Path) -> Artefact:

@@ -53,6 +53,13 @@ def read_requirement(reference: str, *, offline: bool = False, progress: Progres
         return read_wheel(reference, wheel)
 
 
+def read_installed(reference: str) -> Artefact | None:
+    """A package that is installed here, by its plain name; None when there is none of that name."""
+    match = _REQUIREMENT.fullmatch(reference)
+    installed = _installed(match["name"]) if match and match["version"] is None else None
+    return None if installed is None else _read_installed(reference, installed)
+
+
 def read_wheel(reference: str, path: Path) -> Artefact:
     """A wheel file."""
     with Zip(path) as tree:
