@@ -46,6 +46,21 @@ def test_what_is_not_there_is_exit_code_3_with_a_hint(freehold: Run) -> None:
     assert "hint:" in done.stderr
 
 
+def test_a_directory_of_mixed_sources_is_no_bare_allow(freehold: Run, tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[project]\nlicense = "Apache-2.0"\n')
+    (tmp_path / "a.py").write_text("# SPDX-License-Identifier: AGPL-3.0-only\n")
+    done = freehold("audit", str(tmp_path))
+    assert done.returncode == 1, done.stderr
+    assert "but GNU Affero General Public License 3.0 was found in it" in done.stdout
+    assert "2 of 2 files were read for licences" in done.stdout
+
+
+def test_a_broken_parquet_file_is_exit_code_3_with_a_hint(freehold: Run, tmp_path: Path) -> None:
+    (tmp_path / "d.parquet").write_bytes(b"PAR1")
+    done = freehold("audit", str(tmp_path / "d.parquet"))
+    assert (done.returncode, done.stdout, "hint:" in done.stderr) == (3, "", True)
+
+
 def test_a_wrong_purpose_is_exit_code_2(freehold: Run) -> None:
     assert freehold("audit", "smollm2", "--purpose", "fun").returncode == 2
 

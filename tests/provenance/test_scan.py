@@ -160,6 +160,12 @@ def test_files_that_a_bound_left_unread_are_for_a_person(tmp_path, monkeypatch):
     assert (report.verdict, "1 files that may hold licences" in report.path[0].because) == ("escalate", True)
 
 
+def test_directories_nested_too_deep_are_for_a_person(tmp_path):
+    path = folder(tmp_path / "p", LICENSE=APACHE, **{"__".join(["d"] * 14) + "__a_DOT_py": "1\n"})
+    report = audit(str(path))
+    assert (report.verdict, "nested too deep" in report.path[0].because) == ("escalate", True)
+
+
 def test_texts_that_a_bound_left_uncompared_are_for_a_person(tmp_path, monkeypatch):
     monkeypatch.setattr(scan, "MAX_TEXTS", 0)
     path = folder(tmp_path / "p", LICENSE=APACHE, vendored=MIT.format(year=1, holder="x"))
@@ -197,6 +203,4 @@ def test_an_installed_package_may_be_named_plainly():
 def test_a_name_that_is_nothing_tells_what_can_be_audited():
     with pytest.raises(ModelNotFoundError) as caught:
         audit("nothing-of-that-name")
-    assert {"pypi:NAME", ".whl", "data set"} <= {
-        word for word in ("pypi:NAME", ".whl", "data set") if word in str(caught.value.hint)
-    }
+    assert all(word in str(caught.value.hint) for word in ("pypi:NAME", ".whl", "data set"))

@@ -11,7 +11,7 @@ from pathlib import PurePosixPath
 
 from freehold.provenance import texts
 from freehold.provenance.artefact.facts import Artefact, Detection, File
-from freehold.provenance.artefact.tree import Tree, digest_of, text_of
+from freehold.provenance.artefact.tree import INSTALLED, Tree, digest_of, text_of
 
 MAX_SCANNED = 10_000  # files whose head is read
 MAX_HEAD = 4096  # bytes of a head: where a tag stands
@@ -66,7 +66,10 @@ def _tell(tree: Tree, artefact: Artefact, unread: int, not_matched: int, read: i
         f"{read:,} of {len(artefact.files):,} files were read for licences"
         + (": weights, data and pictures are not searched" if read + unread < len(artefact.files) else "")
     )
-    if left := tree.left_out():
+    left = [name for name in tree.left_out() if PurePosixPath(name).name in INSTALLED]
+    if deep := sorted({*tree.left_out()} - {*left}):
+        artefact.unread.append(f"{deep[0]}{' and others' if len(deep) > 1 else ''}: nested too deep, and not read")
+    if left:
         artefact.notes.append(f"not entered: {', '.join(left[:10])}{' and more' if len(left) > 10 else ''}")
     if unread:
         artefact.unread.append(f"{unread:,} files that may hold licences were not read, {read:,} were")
