@@ -36,8 +36,9 @@ def command(reference: str, purpose: str, bases: tuple[Path, ...], offline: bool
     """Judge the licences of a model, data set or package for a purpose.
 
     REFERENCE is a model as elsewhere, an installed package, a directory (a model, a data set, a project), a .gguf,
-    .whl, .jsonl, .parquet or Croissant .json file, or pypi:NAME[==VERSION]. Weights are not loaded and no code is run. The verdict is allow, escalate (a person has to
-    decide) or deny, with the facts that led there. Not legal advice.
+    .whl, .jsonl, .parquet or Croissant .json file, or pypi:NAME[==VERSION]. Weights are not loaded and no code is
+    run. The verdict is allow, escalate (a person has to decide) or deny, with the facts that led there. Not legal
+    advice.
     """
     from freehold.provenance.audit import audit, basis
 
