@@ -59,6 +59,20 @@ def test_a_missing_argument_is_one_error_line_and_one_hint_line(freehold: Run) -
     ]
 
 
+@pytest.mark.parametrize("words", [[], ["ledger"], ["key"]], ids=["none", "ledger", "key"])
+def test_a_group_without_a_verb_shows_its_help_as_help_does_and_is_wrong_use(
+    words: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as asked:
+        main([*words, "--help"])
+    help_text = capsys.readouterr().out
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    shown = capsys.readouterr()
+    assert (asked.value.code, ended.value.code) == (0, 2)
+    assert (shown.out, shown.err) == ("", help_text) and help_text.count("\n") > 5
+
+
 def failing(monkeypatch: pytest.MonkeyPatch, error: BaseException) -> None:
     """Let `freehold list` raise `error`."""
 

@@ -115,6 +115,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         code = app.main(args=words, prog_name="freehold", standalone_mode=False)
     except click.Abort:
         code = INTERRUPTED
+    except click.exceptions.NoArgsIsHelpError as error:  # its message is the whole help, as it should look
+        click.echo(error.format_message(), err=True)
+        code = error.exit_code
     except click.ClickException as error:
         code = _complain(error.format_message(), _hint(error), error.exit_code, words)
     except FreeholdError as error:
