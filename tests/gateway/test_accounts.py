@@ -87,6 +87,26 @@ def test_without_an_owners_key_the_first_virtual_key_closes_the_door(tmp_path: P
         assert [ask(live, given, "tiny").status_code for given in ("none", key)] == [401, 200]
 
 
+def test_revoking_the_last_virtual_key_does_not_open_the_door_again(tmp_path: Path, directory: Path) -> None:
+    with served(tmp_path, directory, api_key="") as live:
+        key = new_key(live)
+        assert live.gateway.accounts is not None
+        budget = live.gateway.accounts.budget
+        live.loop.run(budget.database.run(virtual_keys.revoke("alice", 2.0)))
+        live.loop.run(budget.ring.refresh())
+        assert [ask(live, given, "tiny").status_code for given in ("none", key)] == [401, 401]
+    with served(tmp_path, directory, api_key="") as restarted:
+        assert ask(restarted, "none", "tiny").status_code == 401
+        assert ask(restarted, new_key(restarted, "bob"), "tiny").status_code == 200
+
+
+def test_until_the_keys_are_read_nobody_without_one_gets_in(tmp_path: Path, directory: Path) -> None:
+    with served(tmp_path, directory, api_key="") as live:
+        assert live.gateway.accounts is not None
+        live.gateway.accounts.budget.ring._made = None  # as it is before the database was asked
+        assert ask(live, "none", "tiny").status_code == 503
+
+
 def test_no_key_and_no_hash_of_one_is_in_the_log_or_in_an_answer(
     tmp_path: Path, directory: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -50,7 +50,7 @@ def command() -> None:
     """Make, limit and revoke keys for those who share this gateway.
 
     Keys are kept as hashes in the database of the settings (`database.url`); a running server notices within seconds.
-    As soon as there is one key, everybody needs a key.
+    As soon as there is one key, everybody needs a key, and it stays so when the last one is revoked.
     """
 
 
@@ -102,10 +102,14 @@ def revoke(name: str, config: Path | None, as_json: bool) -> None:
 
     with _database(config) as database:
         ended = database.now(virtual_keys.revoke(name, time.time()))
+        left = database.now(virtual_keys.in_use)
     if as_json:
-        emit_json({"id": ended.id, "name": ended.name, "revoked": True})
-    else:
-        say(f"revoked {ended.id} ({ended.name}); running servers refuse it within seconds")
+        emit_json({"id": ended.id, "name": ended.name, "revoked": True, "keys_in_use": left})
+        return
+    say(f"revoked {ended.id} ({ended.name}); running servers refuse it within seconds")
+    if not left:
+        say("that was the last key: servers still ask for one, so only the owner's FREEHOLD_API_KEY gets in, if it is set")
+        say("hint: `freehold key create NAME` makes a new key")
 
 
 @command.command("limit")

@@ -33,7 +33,7 @@ class Door:
 
     Args:
         api_key: what clients must send as `Authorization: Bearer` or `x-api-key`; empty = no key, loopback only.
-        ring: virtual keys, which open the door too; as soon as there is one, everybody needs a key.
+        ring: virtual keys, which open the door too; once there was one, everybody needs a key, also when all are revoked.
     """
 
     def __init__(self, app: ASGIApp, *, api_key: str, ring: KeyRing | None = None) -> None:
@@ -78,8 +78,11 @@ class Door:
             self._ring.renew()
             if given.startswith(PREFIX) and not self._is_owners(given):
                 return await self._check_virtual(self._ring, given, scope)
-            if not self._key and len(self._ring):
-                return _unknown_key() if given else _no_key()
+            try:
+                if not self._key and self._ring.closes:
+                    return _unknown_key() if given else _no_key()
+            except DatabaseError as error:
+                return envelope(error)
         if not self._key:
             return _check_browser(headers)
         if not given:

@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from freehold.database import Database, Transaction, Work
 from freehold.errors import DatabaseError, UsageError
@@ -126,6 +127,11 @@ def revoke(name: str, now: float) -> Work[VirtualKey]:
     return work
 
 
+def in_use(transaction: Transaction) -> int:
+    """How many keys are in use."""
+    return len(transaction.rows("select id from keys where revoked_at is null"))
+
+
 def limit(name: str, change: Callable[[Limits], Limits]) -> Work[VirtualKey]:
     """Changes a key's limits."""
 
@@ -162,16 +168,30 @@ class KeyRing:
         self._clock = clock
         self._keys: dict[str, VirtualKey] = {}  # by digest
         self._by_id: dict[str, VirtualKey] = {}
+        self._made: int | None = None  # whether any key was made; None = not read yet
         self._read_at = float("-inf")
         self._renewing: asyncio.Task[None] | None = None
 
-    def __len__(self) -> int:
-        return len(self._keys)
+    @property
+    def closes(self) -> bool:
+        """Whether everybody needs a key: one was made once. Revoking the last one does not let everybody in again.
+
+        Raises:
+            DatabaseError: nobody knows, because the keys were not read yet.
+        """
+        if self._made is None:
+            raise DatabaseError("the keys are not read yet", hint="try again in a moment")
+        return self._made > 0
 
     async def refresh(self) -> None:
         """Reads the keys again."""
         began = self._clock()
-        rows = await self._database.run(lambda t: t.rows(_SELECT + "where revoked_at is null"))
+
+        def read(transaction: Transaction) -> tuple[list[tuple[Any, ...]], int]:
+            in_use = transaction.rows(_SELECT + "where revoked_at is null")
+            return in_use, len(transaction.rows("select id from keys limit 1"))
+
+        rows, self._made = await self._database.run(read)
         self._keys = {row[2]: _key(row) for row in rows}
         self._by_id = {key.id: key for key in self._keys.values()}
         self._read_at = began
