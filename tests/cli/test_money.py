@@ -42,6 +42,14 @@ def test_a_key_is_shown_once_limited_listed_and_revoked(freehold: Run, home: dic
     assert json.loads(freehold("key", "list", "--all", "--json").stdout)[0]["revoked_at"] > 0
 
 
+def test_revoking_the_last_key_says_that_the_door_stays_closed(freehold: Run) -> None:
+    for name in ("alice", "bob"):
+        assert freehold("key", "create", name).returncode == 0
+    assert "last key" not in freehold("key", "revoke", "alice").stderr
+    last = freehold("key", "revoke", "bob")
+    assert last.returncode == 0 and "that was the last key: servers still ask for one" in last.stderr
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "nan", "1e3", "0.0000000001", "many", "1.5"])
 def test_a_limit_that_is_no_number_is_refused(freehold: Run, value: str) -> None:
     done = freehold("key", "create", "x", "--requests-per-minute", value)
@@ -75,9 +83,15 @@ def test_cost_says_what_was_spent_what_it_would_have_cost_and_what_was_saved(
     each = there.cost(Tokens(prompt=1000, completion=500))
     assert lines["local"]["spent_nanos"] == 2_000_000  # 2 s at 0.1 cents a second
     assert lines["mine"]["spent_nanos"] == 1000 * 1000 + 500 * 4000
-    assert (lines["odd"]["spent_nanos"], lines["odd"]["unpriced"]) == (0, 1)
+    odd = lines["odd"]
+    assert [odd[f"{name}_nanos"] for name in ("spent", "elsewhere", "saved")] == [None, None, None]
+    assert (odd["unpriced"], odd["requests"], odd["spent_usd"]) == (1, 1, None)
     assert lines["local"]["elsewhere_nanos"] == each and lines["local"]["saved_nanos"] == each - 2_000_000
-    assert report["total"]["elsewhere_nanos"] == 3 * each and report["total"]["requests"] == 3
+    total = report["total"]
+    assert total["elsewhere_nanos"] == 2 * each and total["requests"] == 3  # what has no price is not compared
+    assert total["saved_nanos"] == 2 * each - 2_000_000 - 1000 * 1000 - 500 * 4000
+    shown = freehold("cost", "--at", "openai/gpt-4o-mini").stdout.splitlines()
+    assert next(line for line in shown if line.startswith("odd")).split()[-3:] == ["?", "?", "?"]
     words = freehold("cost", "--by", "model")
     assert "0.003000" in words.stdout and "no known price" in words.stderr
 

@@ -47,7 +47,7 @@ def command(since: str, by: str, compare_with: str | None, config: Path | None, 
     if as_json:
         emit_json(_report(lines, total, by, start, compare))
         return
-    emit(table([_row(line) for line in [*lines, total]], _HEADER))
+    emit(table([_row(line, bool(compare)) for line in [*lines, total]], _HEADER))
     _explain(total, compare, settings.cost.machine_usd_per_hour)
 
 
@@ -55,13 +55,14 @@ _HEADER = ("", "REQUESTS", "PROMPT", "OUTPUT", "SPENT USD", "ELSEWHERE USD", "SA
 
 
 def _usd(nanos: int | None) -> str:
-    """With six decimals: a cent has ten thousand of them."""
-    return "-" if nanos is None else f"{nanos / NANOS:.6f}"
+    """With six decimals: a cent has ten thousand of them. Nobody knows what has no price."""
+    return "?" if nanos is None else f"{nanos / NANOS:.6f}"
 
 
-def _row(line: Line) -> tuple[str, ...]:
+def _row(line: Line, compared: bool) -> tuple[str, ...]:
     counts = (line.requests, line.prompt_tokens, line.completion_tokens)
-    return (line.name, *map(str, counts), *map(_usd, (line.spent, line.elsewhere, line.saved)))
+    others = map(_usd, (line.elsewhere, line.saved)) if compared else ("-", "-")
+    return (line.name, *map(str, counts), _usd(line.spent), *others)
 
 
 def _explain(total: Line, compare: str, machine: float) -> None:
@@ -71,7 +72,7 @@ def _explain(total: Line, compare: str, machine: float) -> None:
     if total.local_seconds and not machine:
         say("the local engine's costs are not known: set cost.machine_usd_per_hour")
     if total.unpriced:
-        say(f"{total.unpriced} exchanges have no known price and are not in SPENT")
+        say(f"{total.unpriced} exchanges have no known price and are not in SPENT, ELSEWHERE and SAVED")
     if total.estimated:
         say(f"{total.estimated} exchanges were cut or left before their backend counted tokens: those are estimates")
 

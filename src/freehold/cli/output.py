@@ -64,10 +64,10 @@ def printable(text: str) -> str:
 
 
 def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
-    """Rows as aligned columns under a header; numbers (and "-") to the right."""
+    """Rows as aligned columns under a header; numbers (and "-" and "?") to the right."""
     shown = [[printable(cell) for cell in row] for row in rows]
     widths = [max(len(row[i]) for row in [list(header), *shown]) for i in range(len(header))]
-    right = [all(row[i][:1].isdigit() or row[i] == "-" for row in shown) for i in range(len(header))]
+    right = [all(row[i][:1].isdigit() or row[i] in ("-", "?") for row in shown) for i in range(len(header))]
     lines = []
     for row in [list(header), *shown]:
         cells = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]

@@ -66,7 +66,7 @@ class Line:
     """What a group of rows adds up to; money in nano-dollars.
 
     Args:
-        unpriced: parts whose price was not known; `spent` is without them.
+        unpriced: parts whose price was not known; `spent`, `elsewhere` and `saved` are without them.
         elsewhere: the same tokens at the provider compared with; None without one, or when it has no price for some.
     """
 
@@ -77,10 +77,11 @@ class Line:
     cached_tokens: int = 0
     estimated: int = 0
     unpriced: int = 0
-    spent: int = 0
     local_seconds: float = 0.0
     elsewhere: int | None = None
     _last: str = field(default="", repr=False)
+    _spent: int = 0
+    _priced: int = 0
 
     def add(self, row: UsageRow, elsewhere: int | None) -> None:
         """Takes a row into account; rows of one request must follow each other."""
@@ -91,15 +92,23 @@ class Line:
         self.cached_tokens += row.cached_tokens
         self.estimated += row.estimated
         self.unpriced += row.nanos is None
-        self.spent += row.nanos or 0
         self.local_seconds += row.seconds if row.provider == LOCAL else 0.0
+        if row.nanos is None:  # free, for all we know, or dear: neither spent nor saved
+            return
+        self._spent += row.nanos
+        self._priced += 1
         if elsewhere is not None:
             self.elsewhere = (self.elsewhere or 0) + elsewhere
 
     @property
+    def spent(self) -> int | None:
+        """On what has a known price; None when nothing has."""
+        return None if self.unpriced and not self._priced else self._spent
+
+    @property
     def saved(self) -> int | None:
         """What the comparison would have cost more."""
-        return None if self.elsewhere is None else self.elsewhere - self.spent
+        return None if self.elsewhere is None or self.spent is None else self.elsewhere - self.spent
 
 
 GROUPS: dict[str, Callable[[UsageRow], str]] = {
@@ -126,7 +135,7 @@ def summarize(rows: Iterable[UsageRow], by: str, book: PriceBook, compare_with: 
         name, other = GROUPS[by](row), elsewhere(row)
         lines.setdefault(name, Line(name)).add(row, other)
         total.add(row, other)
-    return sorted(lines.values(), key=lambda line: (-line.spent, line.name)), total
+    return sorted(lines.values(), key=lambda line: (-(line.spent or 0), line.name)), total
 
 
 def _comparison(book: PriceBook, name: str) -> Callable[[UsageRow], int | None]:
