@@ -14,6 +14,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 from tests.cli.conftest import Run
 
@@ -62,6 +63,23 @@ def test_kill_9_of_a_server_loses_no_answer_that_was_sent(
     assert shown["record"]["served_by"][0]["weights"]
     verified = freehold("ledger", "verify", "--json")
     assert verified.returncode == 0 and json.loads(verified.stdout)["report"]["size"] == 12
+
+
+def test_embeddings_by_the_sdk_are_in_the_ledger_in_the_costs_and_in_the_log(
+    home: dict[str, str], tiny: Path, freehold: Run
+) -> None:
+    with serving(home, tiny) as (server, address):
+        client = openai.OpenAI(base_url=address, api_key="none")
+        tokens = client.embeddings.create(model="tiny", input=["one", "two"]).usage.prompt_tokens
+        (record,) = json.loads(freehold("ledger", "log", "--json").stdout)  # while it runs
+        server.send_signal(signal.SIGINT)
+        assert server.stderr is not None
+        told = json.loads(next(line for line in server.stderr if "/v1/embeddings" in line).partition("freehold.access")[2])
+        server.wait(60)
+    assert (record["activity"], record["outcome"]) == ("embed", "finished")
+    (line,) = json.loads(freehold("cost", "--json").stdout)["lines"]
+    assert (line["name"], line["requests"], line["prompt_tokens"]) == ("local", 1, tokens) and tokens > 0
+    assert (told["backend"], told["model"], told["prompt_tokens"]) == ("local", "tiny", tokens)
 
 
 @pytest.fixture

@@ -175,6 +175,7 @@ class _Face:
             request, encoding = openai_embeddings.decode(body, http.state.request_id)
             asked = replace(request, key_id=key_of(http))
             record, found = await unless_gone(http, self._gateway.embed(asked))
+            http.state.record = record
         except ClientDisconnect:
             return Response(status_code=CLIENT_GONE)
         except Exception as error:

@@ -294,6 +294,7 @@ class Gateway:
         record = Record(request.id, request.model, key_id=request.key_id)
         if self.accounts is None:
             record.backend, found = await embed(self.router, request)
+            record.model, record.prompt_tokens = found.model, found.prompt_tokens
             return record, found
         if self.recorder is not None:
             await self.recorder.ready()
@@ -303,6 +304,7 @@ class Gateway:
         except BaseException:
             self.accounts.budget.settle(hold, request.id, ())
             raise
+        record.model, record.prompt_tokens = found.model, found.prompt_tokens
         seconds = asyncio.get_running_loop().time() - began
         part = self.accounts.end_embedding(hold, request, record.backend, found, seconds)
         if self.recorder is not None:
