@@ -111,12 +111,34 @@ def test_what_was_recorded_is_listed_verified_proved_packed_and_checked(
     for file, records in ((pack, 3), (proof, 1)):
         checked = freehold("ledger", "check", file, "--head", head, "--json", env=elsewhere)
         assert checked.returncode == 0 and json.loads(checked.stdout)["checked"]["records"] == records
+        assert json.loads(checked.stdout)["checked"]["vouched"] == records
     assert not (tmp_path / "elsewhere").exists()
     data = bytearray(Path(pack).read_bytes())
     data[data.index(used[2].encode())] ^= 1
     Path(pack).write_bytes(data)
     checked = freehold("ledger", "check", pack, "--head", head, env=elsewhere)
     assert checked.returncode == 1 and "was changed in line" in checked.stdout
+
+
+def test_a_check_says_how_many_records_the_given_head_vouches_for(
+    used: list[str], freehold: Run, tmp_path: Path
+) -> None:
+    head, pack, proof = (str(tmp_path / name) for name in ("head.json", "pack.zip", "proof.json"))
+    assert freehold("ledger", "forget", used[0]).returncode == 0  # a fourth record, after the head
+    assert freehold("ledger", "pack", "--out", pack).returncode == 0
+    found = json.loads(freehold("ledger", "check", pack, "--head", head, "--json").stdout)["checked"]
+    assert (found["records"], found["vouched"]) == (4, 3)
+    assert "vouches for 3 of the 4; the others" in freehold("ledger", "check", pack, "--head", head).stdout
+    last = json.loads(freehold("ledger", "log", "--limit", "1", "--json").stdout)[0]["id"]
+    Path(proof).write_text(freehold("ledger", "prove", last).stdout)
+    found = json.loads(freehold("ledger", "check", proof, "--head", head, "--json").stdout)["checked"]
+    assert (found["records"], found["vouched"]) == (1, 0)
+
+
+def test_a_kind_that_is_none_is_refused_by_the_names_of_those_there_are(freehold: Run) -> None:
+    done = freehold("ledger", "log", "--kind", "foo")
+    assert done.returncode == 2 and "'exchange'" in done.stderr and "'gap'" in done.stderr
+    assert "no record of kind gap" in freehold("ledger", "log", "--kind", "gap").stderr
 
 
 def test_an_edit_in_the_database_is_found_and_named(used: list[str], freehold: Run, home: dict[str, str]) -> None:

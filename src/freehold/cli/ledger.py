@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from freehold.provenance.reading import Stored
     from freehold.provenance.verify import Report
 
+KINDS = ("exchange", "ingest", "quantize", "train", "filter", "export", "forget", "gap")
 FELL_SHORT = 1
 MOST_SHOWN = 20
 MOST_BYTES = 1 << 31
@@ -43,11 +44,11 @@ def command() -> None:
 
 @command.command("log")
 @click.argument("record", required=False)
-@click.option("--kind", default="", help="Only records of that kind: exchange, ingest, quantize, export, forget.")
+@click.option("--kind", type=click.Choice(KINDS), help="Only records of that kind.")
 @click.option("--limit", default=20, show_default=True, type=click.IntRange(1), help="Most records.")
 @_config
 @as_json
-def log(record: str | None, kind: str, limit: int, config: Path | None, as_json: bool) -> None:
+def log(record: str | None, kind: str | None, limit: int, config: Path | None, as_json: bool) -> None:
     """List the newest records, or show RECORD (an id, or its beginning) with its text."""
     from freehold.provenance import reading
     from freehold.provenance.deeds import opened
@@ -59,9 +60,11 @@ def log(record: str | None, kind: str, limit: int, config: Path | None, as_json:
             texts = database.now(lambda t: reading.texts(t, found.id))
             _show(found, texts, as_json)
             return
-        records = database.now(lambda t: reading.page(t, 1 << 60, kind, limit))
+        records = database.now(lambda t: reading.page(t, 1 << 60, kind or "", limit))
     if as_json:
         emit_json([{"position": each.position, "leaf": each.leaf.hex()} | _body(each) for each in records])
+    elif not records and kind:
+        say(f"no record of kind {kind}")
     elif not records:
         say("nothing is recorded yet; `freehold serve` records what it answers")
     else:
@@ -279,11 +282,18 @@ def _print_checked(found: Checked) -> None:
     if found.good:
         log = printable(found.log)
         emit(f"good: {found.records} records and {found.texts} texts are in ledger {log}, {found.size} records")
+        emit(f"the given head vouches for {found.vouched} of the {found.records}{_later(found)}")
         if found.overlap_report:
             say(f"with an overlap report: {printable(found.overlap_report)}")
         say("not logged, by the pack's own words:")
         for line in found.not_logged:
             say(f"  - {printable(line)}")
+
+
+def _later(found: Checked) -> str:
+    if found.vouched == found.records:
+        return ""
+    return "; the others were recorded after it, and only the pack's own head vouches for them"
 
 
 def _head_facts(head: Head) -> dict[str, Any]:

@@ -31,11 +31,13 @@ class Checked:
 
     Args:
         records, texts: as many as were proved.
+        vouched: as many of the records as a published head covers; later ones only the pack's own head vouches for.
         problems: what is wrong and where; empty = everything holds.
         not_logged: as the pack says it.
     """
 
     records: int = 0
+    vouched: int = 0
     texts: int = 0
     size: int = 0
     root: str = ""
@@ -148,7 +150,7 @@ def _contents(
         checked.problems.append("head.json is not the head that the manifest names")
     proofs = {int(found["size"]): found["proof"] for found in map(json.loads, files["heads.jsonl"].splitlines())}
     continues(head, published, {size: list(map(bytes.fromhex, proof)) for size, proof in proofs.items()}, checked)
-    hashes = _records(files["records.jsonl"], head, checked)
+    hashes = _records(files["records.jsonl"], head, covered(published, checked), checked)
     if len(hashes) != manifest["records"]:
         checked.problems.append(f"records.jsonl has {len(hashes)} records, the manifest says {manifest['records']}")
     _texts(files["texts.jsonl"], hashes, checked)
@@ -177,8 +179,13 @@ def continues(head: Head, published: Sequence[Head], proofs: Mapping[int, Sequen
             checked.problems.append(f"the head does not continue the published head of {outside.size} records: a fork")
 
 
-def _records(lines: bytes, head: Head, checked: Checked) -> dict[str, dict[str, Any]]:
-    """Proves each record; gives their bodies by id."""
+def covered(published: Sequence[Head], checked: Checked) -> int:
+    """How many records from the ledger's beginning the published heads vouch for; none when something is wrong."""
+    return max((head.size for head in published), default=0) if checked.good else 0
+
+
+def _records(lines: bytes, head: Head, vouched: int, checked: Checked) -> dict[str, dict[str, Any]]:
+    """Proves each record, of which the published heads vouch for those before `vouched`; gives their bodies by id."""
     found: dict[str, dict[str, Any]] = {}
     for number, line in enumerate(lines.splitlines(), start=1):
         entry = json.loads(line)
@@ -192,6 +199,7 @@ def _records(lines: bytes, head: Head, checked: Checked) -> dict[str, dict[str, 
             checked.problems.append(f"records.jsonl line {number}: the record is {body['id']}, not {entry['id']}")
         else:
             checked.records += 1
+            checked.vouched += entry["position"] < vouched
         found[entry["id"]] = body
     return found
 

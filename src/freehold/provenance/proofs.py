@@ -13,7 +13,7 @@ from freehold import merkle
 from freehold.database import Transaction
 from freehold.errors import FormatError, LedgerError
 from freehold.provenance import heads, merkle_log, reading
-from freehold.provenance.checking import Checked, check_pack, continues
+from freehold.provenance.checking import Checked, check_pack, continues, covered
 from freehold.provenance.heads import Head
 from freehold.provenance.ledger import Ledger
 from freehold.provenance.merkle_log import leaf_of
@@ -76,6 +76,7 @@ def _check_proof(data: bytes, published: Sequence[Head]) -> Checked:
             checked.problems.append(f"{body['id']} is not in the tree of the head beside it")
         known = {each["size"]: [bytes.fromhex(value) for value in each["proof"]] for each in proof["continues"]}
         continues(head, published, known, checked)
+        checked.vouched = int(proof["position"] < covered(published, checked))
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError, FormatError) as error:
         checked.problems.append(f"the proof is not as documented: {type(error).__name__}: {error}")
     return checked
