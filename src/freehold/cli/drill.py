@@ -15,9 +15,10 @@ from freehold.settings import Settings
 
 @click.command("drill")
 @with_settings("engine.model", "guards")
+@click.option("--verbose", is_flag=True, help="Show the gateway's log: each failure as it is met.")
 @as_json
 @click.pass_context
-def command(context: click.Context, settings: Settings, as_json: bool) -> None:
+def command(context: click.Context, settings: Settings, verbose: bool, as_json: bool) -> None:
     """Practise the loss of each provider, and report who answered.
 
     Every upstream of the settings file is replaced by one on this machine that fails in each way providers fail; no
@@ -31,6 +32,7 @@ def command(context: click.Context, settings: Settings, as_json: bool) -> None:
 
     if settings.file is None:
         settings = replace(settings, upstreams=EXAMPLE)
+    _hear(verbose or bool(context.find_root().params.get("debug")))
     with progress() as bar:
         core = load_core(settings.engine, progress=bar)
         report = asyncio.run(drill(settings, core, progress=bar))
@@ -40,6 +42,18 @@ def command(context: click.Context, settings: Settings, as_json: bool) -> None:
         emit(table(list(_rows(report)), ("FAULT", "RESULT", "ANSWERED", "BY", "ADDED P95")))
         emit(f"\nlost: {report['lost']}")
     context.exit(1 if report["lost"] else 0)
+
+
+def _hear(log: bool) -> None:
+    """Shows the gateway's log, or keeps it quiet: here its failures are what was ordered, and the table counts them."""
+    import logging
+
+    from freehold.gateway.logs import configure
+
+    if log:
+        configure("text")
+    else:
+        logging.getLogger("freehold").setLevel(logging.CRITICAL)
 
 
 def _rows(report: dict[str, Any]) -> Iterator[tuple[str, ...]]:

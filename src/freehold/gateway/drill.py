@@ -106,7 +106,7 @@ async def drill(
         rows: list[Row] = []
         for fault in faults:
             if progress is not None:
-                progress(len(rows), len(faults), f"drill: {fault}")
+                progress(len(rows), len(faults), "drill, by fault")  # one name, so that it is one bar
             rows.append(await _fault(settings, core, fault, usual))
     finally:
         await core.close()
