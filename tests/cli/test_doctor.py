@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from freehold.gateway.quarantine import Quarantine, QuarantineStore
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -55,6 +57,20 @@ def test_a_missing_key_is_wrong_and_makes_the_exit_code_one(freehold: Run, home:
     assert done.returncode == 1
     assert findings(done)["standby s"]["good"] is False
     assert "STANDBY_KEY" in findings(done)["standby s"]["reason"]
+
+
+def test_a_quarantined_standby_is_wrong_and_the_report_says_how_to_end_it(
+    freehold: Run, home: dict[str, str], tmp_path: Path
+) -> None:
+    standby(home, 'key_env = "STANDBY_KEY"')
+    env = {"STANDBY_KEY": "sk-very-secret", "FREEHOLD_STATE_DIR": str(tmp_path / "state")}
+    assert findings(freehold("doctor", "--json", env=env))["standby s"]["good"] is True
+    QuarantineStore(tmp_path / "state").save({"s": Quarantine("banned", 1_700_000_000.0, 1_700_001_800.0)})
+    done = freehold("doctor", "--json", env=env)
+    found = findings(done)["standby s"]
+    assert (done.returncode, found["value"], found["good"]) == (1, "quarantined", False)
+    assert "banned" in found["reason"] and "2023-11-14T22:13" in found["reason"]
+    assert f"delete {tmp_path / 'state' / 'quarantine.json'}" in found["reason"]
 
 
 def test_a_key_file_that_others_can_read_is_wrong(freehold: Run, home: dict[str, str], tmp_path: Path) -> None:

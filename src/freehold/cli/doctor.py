@@ -11,6 +11,9 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -19,6 +22,9 @@ from freehold.cli.options import as_json, with_settings
 from freehold.cli.output import emit, emit_json, size, table
 from freehold.errors import FreeholdError
 from freehold.settings import Settings
+
+if TYPE_CHECKING:
+    from freehold.gateway.quarantine import Quarantine
 
 LOW_MEMORY = 1 << 30  # less than this free, and even the built-in model with its KV cache gets tight
 LOW_DISK = 1 << 30
@@ -141,7 +147,10 @@ def _standbys(settings: Settings) -> Iterator[Finding]:
     from freehold.gateway.backends.keys import read_keys
     from freehold.gateway.backends.providers import known
     from freehold.gateway.backends.upstreams import upstream_backend
+    from freehold.gateway.quarantine import QuarantineStore, state_directory
 
+    store = QuarantineStore(state_directory(settings.breaker.state_dir))
+    quarantined = store.load()
     if not settings.upstreams:
         yield Finding("standby", "none", "when the engine can't answer, nobody can; `freehold config init` shows how")
     for upstream in settings.upstreams:
@@ -155,9 +164,21 @@ def _standbys(settings: Settings) -> Iterator[Finding]:
             upstream_backend(upstream, settings.guards)
         except FreeholdError as error:
             yield Finding(f"standby {upstream.name}", "refused", error.message, good=False)
+            continue
+        found = f"key present ({source})" if any(keys) else "no key"
+        if upstream.name in quarantined:
+            yield _quarantined(upstream.name, quarantined[upstream.name], store.path, found)
         else:
-            found = f"key present ({source})" if any(keys) else "no key"
             yield Finding(f"standby {upstream.name}", found, f"{filled.model or 'any model'} at {filled.base_url}")
+
+
+def _quarantined(name: str, found: Quarantine, file: Path, key: str) -> Finding:
+    since, again = (
+        datetime.fromtimestamp(at, UTC).isoformat(timespec="minutes") for at in (found.since, found.next_probe)
+    )
+    why = f"{key}, but it refused our account ({found.kind}) at {since}; one request tries it at {again}. "
+    end = f"To end this, settle the matter with the provider, delete {file} and restart the server"
+    return Finding(f"standby {name}", "quarantined", why + end, good=False)
 
 
 CHECKS = (_python, _kernels, _memory, _store, _hub, _server, _standbys)

@@ -36,34 +36,34 @@ class QuarantineStore:
     """
 
     def __init__(self, directory: Path) -> None:
-        self._path = directory / FILE
+        self.path = directory / FILE
 
     def load(self) -> dict[str, Quarantine]:
         """What was saved last; nothing, with a warning, when the file is not one of ours."""
         try:
-            with self._path.open("rb") as file:
+            with self.path.open("rb") as file:
                 raw = file.read(MAX_BYTES)
             return msgspec.json.decode(raw, type=dict[str, Quarantine])
         except FileNotFoundError:
             return {}
         except (OSError, msgspec.DecodeError, RecursionError) as error:
-            log.warning("can't read %s, so no backend is known to be quarantined: %s", self._path, error)
+            log.warning("can't read %s, so no backend is known to be quarantined: %s", self.path, error)
             return {}
 
     def save(self, quarantines: Mapping[str, Quarantine]) -> None:
         """Replaces the file. Blocks for the disk: this happens once per event, not once per request."""
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-            partial = self._path.with_suffix(f".{os.getpid()}.partial")
+            self.path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            partial = self.path.with_suffix(f".{os.getpid()}.partial")
             try:
                 _write_through(partial, msgspec.json.encode(dict(quarantines)))
-                partial.replace(self._path)
+                partial.replace(self.path)
             finally:
                 with suppress(FileNotFoundError):
                     partial.unlink()
-            _flush_directory(self._path.parent)
+            _flush_directory(self.path.parent)
         except OSError as error:
-            log.error("can't write %s: a restart will forget who is quarantined (%s)", self._path, error)
+            log.error("can't write %s: a restart will forget who is quarantined (%s)", self.path, error)
 
 
 def state_directory(named: str = "") -> Path:
