@@ -74,7 +74,9 @@ def test_embeddings_by_the_sdk_are_in_the_ledger_in_the_costs_and_in_the_log(
         (record,) = json.loads(freehold("ledger", "log", "--json").stdout)  # while it runs
         server.send_signal(signal.SIGINT)
         assert server.stderr is not None
-        told = json.loads(next(line for line in server.stderr if "/v1/embeddings" in line).partition("freehold.access")[2])
+        told = json.loads(
+            next(line for line in server.stderr if "/v1/embeddings" in line).partition("freehold.access")[2]
+        )
         server.wait(60)
     assert (record["activity"], record["outcome"]) == ("embed", "finished")
     (line,) = json.loads(freehold("cost", "--json").stdout)["lines"]

@@ -108,7 +108,9 @@ def revoke(name: str, config: Path | None, as_json: bool) -> None:
         return
     say(f"revoked {ended.id} ({ended.name}); running servers refuse it within seconds")
     if not left:
-        say("that was the last key: servers still ask for one, so only the owner's FREEHOLD_API_KEY gets in, if it is set")
+        say(
+            "that was the last key: servers still ask for one, so only the owner's FREEHOLD_API_KEY gets in, if it is set"
+        )
         say("hint: `freehold key create NAME` makes a new key")
 
 
