@@ -75,6 +75,7 @@ def test_answers_do_not_wait_for_acknowledgements() -> None:
 def test_the_invitation_names_the_real_port_and_never_the_key() -> None:
     assert invitation(ServerSettings(port=0), 7411) == [
         "export OPENAI_BASE_URL=http://127.0.0.1:7411/v1", "export OPENAI_API_KEY=none",
+        "export ANTHROPIC_BASE_URL=http://127.0.0.1:7411 ANTHROPIC_API_KEY=none",
     ]  # fmt: skip
     lines = invitation(ServerSettings(host="::1", api_key="sk-secret"), 80)
     assert lines[0] == "export OPENAI_BASE_URL=http://[::1]:80/v1" and "sk-secret" not in "".join(lines)

@@ -278,7 +278,7 @@ def test_requests_are_answered_by_the_standby_while_the_model_loads(directory: P
             assert httpx2.get(live.url + "/health").json()["status"] == "degraded"
             assert live.lines == []
             live.loop.soon(loaded.set)
-            live.until(lambda: len(live.lines) == 2)
+            live.until(lambda: len(live.lines) == 3)
             assert live.lines[0] == f"export OPENAI_BASE_URL={live.url}/v1"
 
 

@@ -160,13 +160,17 @@ async def _announce_when_ready(
 
 
 def invitation(settings: ServerSettings, port: int) -> list[str]:
-    """The lines a user pastes to point an OpenAI client here."""
+    """The lines a user pastes to point clients of OpenAI and Anthropic here."""
     host = settings.host
     if host in ("0.0.0.0", "::", ""):  # noqa: S104  (compared, not bound)
         host = socket.gethostname()
     shown = f"[{host}]" if ":" in host else host
     key = "..." if settings.api_key else "none"  # SDKs refuse to start without one
-    return [f"export OPENAI_BASE_URL=http://{shown}:{port}/v1", f"export OPENAI_API_KEY={key}"]
+    return [
+        f"export OPENAI_BASE_URL=http://{shown}:{port}/v1",
+        f"export OPENAI_API_KEY={key}",
+        f"export ANTHROPIC_BASE_URL=http://{shown}:{port} ANTHROPIC_API_KEY={key}",
+    ]
 
 
 def check_reach(settings: ServerSettings) -> None:
