@@ -33,6 +33,9 @@ DRAIN_SECONDS = 30
 GIVE_BACK_SECONDS = 20.0
 """How often memory that is free goes back to the system."""
 
+SWITCH_SECONDS = 0.0005
+"""How long the threads of the ledger and the database may keep the event loop from Python at a time; Python's own is 5 ms."""
+
 COLLECT_AT = (20_000, 50, 100)
 """Thresholds of Python's cycle collector: at its own (700, 10, 10) a request makes enough objects to set it off, and one in
 fifty waits for it."""
@@ -99,8 +102,9 @@ async def serve_on(
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(server.stop_at(stop or asyncio.Event()))
     tidying = asyncio.create_task(_give_back())
-    thresholds = gc.get_threshold()
+    thresholds, interval = gc.get_threshold(), sys.getswitchinterval()
     gc.set_threshold(*COLLECT_AT)
+    sys.setswitchinterval(SWITCH_SECONDS)
     try:
         await _announce_when_ready(server, serving, app.state, listener.getsockname()[1], settings.server, announce)
     except FreeholdError:
@@ -111,6 +115,7 @@ async def serve_on(
         await serving
     finally:
         gc.set_threshold(*thresholds)
+        sys.setswitchinterval(interval)
         tidying.cancel()
         stopping.cancel()
         if reloading is not None:
