@@ -7,13 +7,13 @@ import json
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from freehold.gateway.toolformats import marks
 from freehold.gateway.toolformats.marks import Family, choose
 from freehold.gateway.toolformats.parsers import CallParser
-from freehold.gateway.toolformats.source import Arguments, Call, Piece, Text
+from freehold.gateway.toolformats.source import CHANCE, Arguments, Call, Piece, Text, begun
 from freehold.gateway.toolformats.thinking import Thinking
 
 HERMES = Family("hermes", True, "")
@@ -104,10 +104,14 @@ def test_a_name_comes_before_its_arguments_and_these_as_they_are_written() -> No
 
 
 @given(st.text('<tool_cal>{}":,x \n', max_size=60))
+@example("<tool")
+@example("<too")
 def test_any_text_is_taken_without_failing_and_text_without_marks_is_kept(text: str) -> None:
     shown, calls = parsed(HERMES, list(text))
-    if "<tool_call>" not in text:
-        assert (shown, calls) == (text, [])
+    if marks.TOOL_OPEN not in text:
+        cut = begun(text, marks.TOOL_OPEN)
+        kept = text[: len(text) - cut].rstrip() if cut > CHANCE else text
+        assert (shown, calls) == (kept, [])
 
 
 @given(st.recursive(
