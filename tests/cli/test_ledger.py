@@ -127,6 +127,8 @@ def test_a_check_says_how_many_records_the_given_head_vouches_for(
 ) -> None:
     head, pack, proof = (str(tmp_path / name) for name in ("head.json", "pack.zip", "proof.json"))
     assert freehold("ledger", "forget", used[0]).returncode == 0  # a fourth record, after the head
+    again = freehold("ledger", "forget", used[0])
+    assert again.returncode == 3 and "no texts to forget" in again.stderr
     assert freehold("ledger", "pack", "--out", pack).returncode == 0
     found = json.loads(freehold("ledger", "check", pack, "--head", head, "--json").stdout)["checked"]
     assert (found["records"], found["vouched"]) == (4, 3)
@@ -135,6 +137,14 @@ def test_a_check_says_how_many_records_the_given_head_vouches_for(
     Path(proof).write_text(freehold("ledger", "prove", last).stdout)
     found = json.loads(freehold("ledger", "check", proof, "--head", head, "--json").stdout)["checked"]
     assert (found["records"], found["vouched"]) == (1, 0)
+
+
+def test_a_published_head_is_not_replaced_unasked(used: list[str], freehold: Run, tmp_path: Path) -> None:
+    head = tmp_path / "head.json"
+    kept = head.read_bytes()
+    refused = freehold("ledger", "head", "--out", str(head))
+    assert refused.returncode == 2 and "--force" in refused.stderr and head.read_bytes() == kept
+    assert freehold("ledger", "head", "--out", str(head), "--force").returncode == 0 and head.read_bytes() != kept
 
 
 def test_a_kind_that_is_none_is_refused_by_the_names_of_those_there_are(freehold: Run) -> None:
@@ -206,13 +216,13 @@ def test_a_model_is_there_even_when_the_ledger_cannot_be_written(
 @pytest.mark.parametrize(
     ("words", "code", "told"),
     [
-        (("ledger", "check", "absent.zip", "--head", "x"), 3, "can't read"),
+        (("ledger", "check", "absent.zip", "--head", "x"), 2, "can't read"),
         (("ledger", "check", "absent.zip"), 2, "--head is needed"),
         (("ledger", "log", "rec_absent"), 2, "no record"),
         (("ledger", "prove", "rec_absent"), 2, "no record"),
         (("ledger", "pack", "--out", "p.zip"), 2, "no record is chosen"),
         (("ledger", "pack", "--out", "p.zip", "--since", "yesterday"), 2, "--since: expected"),
-        (("ledger", "verify", "--head", "absent.json"), 3, "can't read the head"),
+        (("ledger", "verify", "--head", "absent.json"), 2, "can't read the head"),
     ],
 )
 def test_wrong_use_is_told_in_words(freehold: Run, words: tuple[str, ...], code: int, told: str) -> None:

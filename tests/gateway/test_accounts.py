@@ -80,6 +80,17 @@ def test_the_door_opens_to_the_owners_key_and_to_keys_in_use_only(tmp_path: Path
         assert sorted(row.key_id[:4] for row in rows(live)) == ["", "key_"]
 
 
+def test_a_key_sees_only_the_models_it_may_ask_for(tmp_path: Path, directory: Path) -> None:
+    with served(tmp_path, directory) as live:
+        headers = {"authorization": f"Bearer {new_key(live, models=('ti*',))}"}
+        seen = httpx2.get(live.url + "/v1/models", headers=headers).json()["data"]
+        assert [model["id"] for model in seen] == ["tiny"]
+        everything = httpx2.get(live.url + "/v1/models", headers={"authorization": f"Bearer {OWNER}"}).json()["data"]
+        hidden = next(model["id"] for model in everything if model["id"] != "tiny")
+        assert httpx2.get(f"{live.url}/v1/models/{hidden}", headers=headers).status_code == 404
+        assert httpx2.get(f"{live.url}/v1/models/tiny", headers=headers).status_code == 200
+
+
 def test_without_an_owners_key_the_first_virtual_key_closes_the_door(tmp_path: Path, directory: Path) -> None:
     with served(tmp_path, directory, api_key="") as live:
         assert ask(live, "none", "tiny").status_code == 200

@@ -261,6 +261,21 @@ def test_nobody_is_answered_off_the_record_when_the_ledger_cannot_be_opened(tmp_
     assert stage.requests == []
 
 
+def test_a_journal_that_cannot_be_written_ends_the_answer_it_should_have_noted(
+    tmp_path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with served(tmp_path, fakes.core(directory, held=True)) as live:
+
+        def full(begun: Any) -> None:
+            raise DatabaseError("can't write the journal: no space left on device")
+
+        monkeypatch.setattr(of(live), "begin", full)
+        answer = post(live, "/v1/chat/completions", {"model": "tiny", "stream": True} | ASKED["/v1/chat/completions"])
+        assert answer.status_code == 503 and answer.json()["error"]["code"] == "accounts_unavailable"
+        engine = live.gateway.core.engine  # type: ignore[union-attr]
+        live.until(lambda: engine.left == [request.id for request in engine.requests])
+
+
 def test_a_ledger_that_cannot_keep_up_refuses_before_memory_is_gone(
     tmp_path: Path, directory: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

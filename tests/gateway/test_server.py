@@ -102,6 +102,14 @@ def test_without_a_key_web_pages_from_elsewhere_are_kept_out(directory: Path, he
         assert live.gateway.core.engine.requests == []  # type: ignore[union-attr]
 
 
+def test_whoever_opens_the_address_learns_what_is_there_and_no_more(directory: Path) -> None:
+    with fakes.live(Gateway(fakes.core(directory)), api_key="secret") as live:
+        answer = httpx2.get(live.url + "/")
+        assert answer.status_code == 200 and "is running" in answer.text and "/v1" in answer.text
+        assert "tiny" not in answer.text and "secret" not in answer.text
+        assert httpx2.get(live.url + "/v1/models").status_code == 401
+
+
 def test_pages_on_this_machine_may_ask(directory: Path) -> None:
     with fakes.live(Gateway(fakes.core(directory))) as live:
         for headers in (
@@ -172,9 +180,12 @@ def test_a_signal_stops_the_server_and_its_engine(directory: Path, number: signa
     with subprocess.Popen([sys.executable, "-c", SERVE, str(directory)], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
+            assert process.stderr.readline() == "ready; Ctrl-C stops\n"
             line = process.stderr.readline()
             assert line.startswith("export OPENAI_BASE_URL=http://127.0.0.1:"), line
             url = line.strip().partition("=")[2]
+            for _ in range(2):
+                process.stderr.readline()
             assert httpx2.get(url + "/models").status_code == 200
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             assert len(children) == 1
@@ -185,5 +196,7 @@ def test_a_signal_stops_the_server_and_its_engine(directory: Path, number: signa
         rest = process.stderr.read()
     assert code in ((-number, 0) if number == signal.SIGTERM else (-number, 0, 1, 130)), (code, rest)
     assert not os.path.exists(f"/proc/{children[0]}")  # noqa: PTH110
+    assert "stopping: answers get 30 s to end" in rest
+    assert ("once more ends them now" in rest) == (number == signal.SIGINT)
     if number == signal.SIGTERM:
         assert "Traceback" not in rest

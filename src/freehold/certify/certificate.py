@@ -23,7 +23,7 @@ from freehold.certify.evidence import Evidence
 from freehold.certify.judge import Judgement, judge
 from freehold.certify.requirements import LEVELS, Revision, load
 from freehold.certify.runner import Plan, Run, replay
-from freehold.errors import FormatError, FreeholdError
+from freehold.errors import FormatError, UsageError
 from freehold.signing import Identity, PublicKey, canonical, open_envelope, sign_envelope
 
 MEDIA_TYPE = "application/vnd.freehold.certificate+json;version=1"
@@ -127,14 +127,14 @@ def read(path: Path, *, now: datetime, reference: Certificate | None = None) -> 
         reference: the certificate it was compared with, where it was.
 
     Raises:
-        FreeholdError: it can't be read.
+        UsageError: it can't be read.
         FormatError: it is no certificate, or was changed: nothing in it can be believed.
     """
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST)
     except OSError as error:
-        raise FreeholdError(f"can't read {path}: {error.strerror}") from None
+        raise UsageError(f"can't read {path}: {error.strerror}") from None
     return verify(data, now=now, reference=reference)
 
 

@@ -33,7 +33,7 @@ _FLAGS = [
     click.option("--max-tokens", type=click.IntRange(1), help="Longest answer. [default: what the context allows]"),
     click.option(
         "--temperature",
-        type=click.FloatRange(0, 100),
+        type=click.FloatRange(0, 2),
         help="0 always takes the likeliest token. [default: the model's, or 1]",
     ),
     click.option("--top-k", type=click.IntRange(0), help="Choose among the k likeliest tokens; 0 = all."),

@@ -18,12 +18,13 @@ FORMATS = ("spdx", "cyclonedx", "croissant", "mof", "eu-summary", "notice")
 @click.argument("reference")
 @click.option("--format", "form", type=click.Choice(FORMATS), required=True, help="What to write.")
 @click.option("--out", type=click.Path(dir_okay=False, path_type=Path), help="File to write to, instead of stdout.")
+@click.option("--force", is_flag=True, help="Replace a file that is there.")
 @click.option("--supplier", default="", help="Who gives it out, where the artefact does not say.")
 @click.option("--released", metavar="DATE", help="Since when, as 2026-11-25; some profiles of SPDX ask for it.")
 @click.option("--as-version", "version", default="", help="Its version, where the artefact does not say.")
 @click.option("--url", default="", help="Where it can be fetched, where the artefact does not say.")
 @click.option("--offline", is_flag=True, help="Never use the network.")
-def command(reference: str, form: str, out: Path | None, released: str | None, **told: Any) -> None:
+def command(reference: str, form: str, out: Path | None, force: bool, released: str | None, **told: Any) -> None:
     """Write a bill of materials of a model, data set or package.
 
     REFERENCE is what `freehold audit` takes. spdx: SPDX 3.0.1 as JSON-LD. cyclonedx: CycloneDX 1.7 with model cards.
@@ -38,7 +39,7 @@ def command(reference: str, form: str, out: Path | None, released: str | None, *
     if out is None:
         click.echo(text, nl=False)
         return
-    save(out, text)
+    save(out, text, replace=force)
     say(f"wrote {out}")
 
 

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 HELP = """/help           this list
 /system TEXT    set the system message (none = remove it) and begin anew
 /clear          forget the conversation, keep the system message
-/exit           leave; so does Ctrl-D. Ctrl-C stops an answer"""
+/exit, /bye     leave; so does Ctrl-D. Ctrl-C stops an answer"""
 
 
 @click.command("chat")
@@ -90,7 +90,7 @@ class Chat:
     def _obey(self, line: str) -> bool:
         """Do what a /command says; False to leave."""
         name, _, rest = line.partition(" ")
-        if name == "/exit":
+        if name in ("/exit", "/bye", "/quit"):
             return False
         if name == "/clear":
             self.turns.clear()

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from freehold.cli.options import as_json, load_settings, moment
-from freehold.cli.output import emit, emit_json, printable, progress, save, say, table
-from freehold.errors import FreeholdError, UsageError
+from freehold.cli.output import counted, emit, emit_json, printable, progress, save, say, table
+from freehold.errors import UsageError
 
 if TYPE_CHECKING:
     from freehold.database import Database
@@ -27,6 +27,7 @@ MOST_SHOWN = 20
 MOST_BYTES = 1 << 31
 _config = click.option("--config", type=click.Path(dir_okay=False, path_type=Path), help="Settings file.")
 _file = click.Path(dir_okay=False, path_type=Path)
+_force = click.option("--force", is_flag=True, help="Replace a file that is there.")
 _heads = click.option(
     "--head", "heads", multiple=True, type=_file, help="A head that was published before; may be repeated."
 )
@@ -96,9 +97,10 @@ def verify(heads: tuple[Path, ...], config: Path | None, as_json: bool) -> None:
 
 @command.command("head")
 @click.option("--out", type=_file, help="File to write it to, for somebody else to keep.")
+@_force
 @_config
 @as_json
-def head(out: Path | None, config: Path | None, as_json: bool) -> None:
+def head(out: Path | None, force: bool, config: Path | None, as_json: bool) -> None:
     """Sign a head over all records: number, root, time. Give it away, and the log before it can't be changed unnoticed."""
     from freehold.provenance.deeds import opened
 
@@ -106,8 +108,8 @@ def head(out: Path | None, config: Path | None, as_json: bool) -> None:
         signed = ledger.head()
     text = json.dumps(signed.published(), indent=2) + "\n"
     if out is not None:
-        save(out, text)
-        say(f"{out}: head of {signed.size} records; keep it where this machine's owner can't change it")
+        save(out, text, replace=force)
+        say(f"{out}: head of {counted(signed.size, 'record')}; keep it where this machine's owner can't change it")
     if as_json:
         emit_json(signed.published() | _head_facts(signed))
     elif out is None:
@@ -139,7 +141,7 @@ def prove(record: str, config: Path | None, as_json: bool) -> None:
 @click.option("--until", help="Before a span ago or a date.")
 @click.option("--hide-texts", is_flag=True, help="Leave prompts and answers out; their hashes stay.")
 @click.option("--overlap-report", type=_file, help="A report to put in, as `freehold trace` writes it.")
-@click.option("--force", is_flag=True, help="Replace a file that is there.")
+@_force
 @_config
 @as_json
 def pack(out: Path, config: Path | None, as_json: bool, **given: Any) -> None:
@@ -166,7 +168,7 @@ def pack(out: Path, config: Path | None, as_json: bool, **given: Any) -> None:
         emit_json({"pack": out, "bytes": len(made.data), "manifest": made.manifest})
         return
     emit(str(out))
-    say(f"{made.manifest['records']} records, proved against a head of {signed.size}; not logged:")
+    say(f"{counted(made.manifest['records'], 'record')}, proved against a head of {signed.size:,}; not logged:")
     for line in made.manifest["not_logged"]:
         say(f"  - {line}")
 
@@ -220,7 +222,7 @@ def _read(file: Path) -> bytes:
         with file.open("rb") as opened:
             data = opened.read(MOST_BYTES + 1)
     except OSError as error:
-        raise FreeholdError(f"can't read {file}: {error.strerror}") from None
+        raise UsageError(f"can't read {file}: {error.strerror}") from None
     if len(data) > MOST_BYTES:
         raise UsageError(f"{file}: expected at most {MOST_BYTES:,} bytes")
     return data
@@ -268,9 +270,11 @@ def _print_report(report: Report) -> None:
         emit(printable(f"{problem.kind}: {problem.what}" + (f" ({problem.id})" if problem.id else "")))
     if len(report.problems) > MOST_SHOWN:
         emit(f"... and {len(report.problems) - MOST_SHOWN} more")
-    found = "nothing was changed" if report.good else f"{len(report.problems)} things are not as they were recorded"
-    covered = f", {report.covered} of them vouched for by a head from outside" if report.covered else ""
-    say(f"{report.size} records{covered}, {report.texts} texts, {report.heads} kept heads: {found}")
+    changed = f"{counted(len(report.problems), 'thing')} not as recorded"
+    found = "nothing was changed" if report.good else changed
+    covered = f", {report.covered:,} of them vouched for by a head from outside" if report.covered else ""
+    held = f"{counted(report.texts, 'text')}, {counted(report.heads, 'kept head')}"
+    say(f"{counted(report.size, 'record')}{covered}, {held}: {found}")
     say("not proved by this: " + "; ".join(report.not_proved))
 
 
@@ -281,7 +285,8 @@ def _print_checked(found: Checked) -> None:
         emit(f"... and {len(found.problems) - MOST_SHOWN} more")
     if found.good:
         log = printable(found.log)
-        emit(f"good: {found.records} records and {found.texts} texts are in ledger {log}, {found.size} records")
+        held = f"{counted(found.records, 'record')} and {counted(found.texts, 'text')}"
+        emit(f"good: {held} of ledger {log}, {counted(found.size, 'record')}")
         emit(f"the given head vouches for {found.vouched} of the {found.records}{_later(found)}")
         if found.overlap_report:
             say(f"with an overlap report: {printable(found.overlap_report)}")

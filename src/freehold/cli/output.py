@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import click
 
-from freehold.errors import FreeholdError
+from freehold.errors import FreeholdError, UsageError
 
 BAR_AFTER_SECONDS = 1.0  # shorter work is over before a bar is read
 
@@ -44,14 +44,17 @@ def emit_json(value: Any) -> None:
     emit(msgspec.json.format(msgspec.json.encode(value, enc_hook=str), indent=2).decode())
 
 
-def save(path: Path, data: bytes | str) -> None:
+def save(path: Path, data: bytes | str, *, replace: bool = True) -> None:
     """A file that the user asked for, whole or not at all.
 
     Raises:
+        UsageError: it is there, and `replace` is False.
         FreeholdError: it can't be written.
     """
     from freehold.formats.writing import write_file
 
+    if path.exists() and not replace:
+        raise UsageError(f"{path} exists", hint="--force replaces it")
     try:
         write_file(path, data)
     except OSError as error:
@@ -73,6 +76,11 @@ def table(rows: Sequence[Sequence[str]], header: Sequence[str]) -> str:
         cells = [c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
+
+
+def counted(number: int, noun: str) -> str:
+    """`1 record`, `2 records`, `10,000 records`."""
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def size(count: int | float) -> str:

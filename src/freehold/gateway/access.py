@@ -25,7 +25,7 @@ from freehold.gateway.virtual_keys import PREFIX, KeyRing
 
 log = logging.getLogger("freehold.access")
 
-OPEN_PATHS = frozenset({"/health"})
+OPEN_PATHS = frozenset({"/", "/health"})
 
 
 class Door:
@@ -70,7 +70,7 @@ class Door:
             _write(scope, request_id, status, time.monotonic() - began)
 
     async def _refusal(self, headers: Headers, scope: Scope) -> Envelope | None:
-        """Why a request may not come in; None when it may. Notes whose virtual key it carries."""
+        """Why a request may not come in; None when it may. Notes whose virtual key it carries, and its limits."""
         if scope["path"] in OPEN_PATHS:
             return None
         given = _given(headers)
@@ -101,7 +101,7 @@ class Door:
             return _unknown_key()
         if not scope["path"].startswith("/v1/"):
             return Envelope(403, "This key opens /v1 only.", INVALID, code="forbidden")
-        scope["state"]["key_id"] = key.id
+        scope["state"]["key_id"], scope["state"]["limits"] = key.id, key.limits
         return None
 
 

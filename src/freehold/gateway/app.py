@@ -17,9 +17,10 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+import freehold
 from freehold.gateway.access import Door
 from freehold.gateway.conversation import Request as Asked
 from freehold.gateway.counting import count_tokens
@@ -39,12 +40,19 @@ from freehold.gateway.stored import MemoryStore, Store
 from freehold.gateway.stored_in_database import DatabaseStore
 from freehold.gateway.tracing import Traced, Tracing
 from freehold.gateway.truncate import without_oldest
-from freehold.gateway.virtual_keys import KeyRing
+from freehold.gateway.virtual_keys import KeyRing, Limits
 from freehold.settings import Settings
 
 log = logging.getLogger("freehold.gateway")
 
 SESSION_HEADER = "x-freehold-session"
+
+WELCOME = f"""Freehold {freehold.__version__} is running.
+
+OpenAI clients:     base URL http://THIS_ADDRESS/v1   (chat/completions, responses, completions, embeddings, models)
+Anthropic clients:  base URL http://THIS_ADDRESS      (v1/messages, v1/messages/count_tokens)
+Whether it is well: /health
+"""
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -82,6 +90,7 @@ def create_app(settings: Settings, gateway: Gateway | None = None) -> Starlette:
             Route("/v1/embeddings", face.embeddings, methods=["POST"]),
             Route("/v1/models", face.models, methods=["GET"]),
             Route("/v1/models/{model:path}", face.model, methods=["GET"]),
+            Route("/", _welcome, methods=["GET"]),
             Route("/health", face.health, methods=["GET"]),
             Route("/metrics", face.metrics, methods=["GET"]),
         ],
@@ -185,7 +194,7 @@ class _Face:
 
     async def models(self, http: Request) -> Response:
         """`GET /v1/models`, in the dialect of the one who asks."""
-        known, created = self._gateway.router.models(), self._gateway.created
+        known, created = self._known(http), self._gateway.created
         if not speaks_anthropic(http.url.path, http.headers):
             return JSONResponse(openai_list(known, created))
         try:
@@ -195,13 +204,19 @@ class _Face:
 
     async def model(self, http: Request) -> Response:
         """`GET /v1/models/{model}`."""
-        known = dict(self._gateway.router.models())
+        known = dict(self._known(http))
         name = http.path_params["model"]
         if name not in known:
             return failure(unknown_model(name, list(known)), http)
         if speaks_anthropic(http.url.path, http.headers):
             return JSONResponse(anthropic_card(name, self._gateway.created))
         return JSONResponse(openai_card(name, known[name], self._gateway.created))
+
+    def _known(self, http: Request) -> list[tuple[str, str]]:
+        """The models that the one who asks may use, and whose they are."""
+        limits: Limits | None = getattr(http.state, "limits", None)
+        models = self._gateway.router.models()
+        return models if limits is None else [(name, owner) for name, owner in models if limits.allows_model(name)]
 
     async def health(self, http: Request) -> Response:
         """`GET /health`: 200 when somebody can answer."""
@@ -211,6 +226,11 @@ class _Face:
     async def metrics(self, http: Request) -> Response:
         """`GET /metrics`."""
         return Response(self._gateway.metrics.text(), headers={"content-type": CONTENT_TYPE})
+
+
+async def _welcome(http: Request) -> Response:
+    """`GET /`, for whoever opens the address in a browser."""
+    return PlainTextResponse(WELCOME)
 
 
 async def _decoded(dialect: Dialect, body: bytes, request_id: str) -> tuple[Asked, Encoder]:

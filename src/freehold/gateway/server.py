@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -56,17 +57,26 @@ def serve(settings: Settings, *, progress: Any = None, announce: Callable[[str],
         FreeholdError: the model can't be found or loaded.
     """
     check_reach(settings.server)
+    announce = announce or _to_stderr
     with bind(settings.server) as listener:
         gateway = Gateway.build(settings, progress=progress, accounts=True)
-        asyncio.run(serve_on(listener, settings, gateway, announce or _to_stderr))
+        announce(f"loading {settings.engine.model} ...")
+        asyncio.run(serve_on(listener, settings, gateway, announce))
 
 
 class _Server(uvicorn.Server):
-    """uvicorn that tells when it listens."""
+    """uvicorn that tells when it listens and when it stops."""
 
-    def __init__(self, config: uvicorn.Config) -> None:
+    def __init__(self, config: uvicorn.Config, announce: Callable[[str], None]) -> None:
         super().__init__(config)
         self.listening = asyncio.Event()
+        self._announce = announce
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """As uvicorn's; a person who pressed Ctrl-C learns what it still waits for."""
+        again = "; once more ends them now" if sig == signal.SIGINT else ""
+        self._announce("ending now" if self.should_exit else f"stopping: answers get {DRAIN_SECONDS} s to end{again}")
+        super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's, then says so."""
@@ -97,7 +107,7 @@ async def serve_on(
         server_header=False,
         timeout_graceful_shutdown=DRAIN_SECONDS,
     )
-    server = _Server(config)
+    server = _Server(config, announce)
     reloading = _reload_routes(settings, gateway)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stopping = asyncio.create_task(server.stop_at(stop or asyncio.Event()))
@@ -160,6 +170,7 @@ async def _announce_when_ready(
     await asyncio.wait([serving, state.starting], return_when=asyncio.FIRST_COMPLETED)
     if state.starting.done() and not state.starting.cancelled():
         state.starting.result()
+        announce("ready; Ctrl-C stops")
         for line in invitation(settings, port):
             announce(line)
 

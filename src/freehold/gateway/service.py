@@ -227,7 +227,7 @@ class Gateway:
             FreeholdError: the request is wrong, or nobody could answer.
         """
         record, began = Record(request.id, request.model, key_id=request.key_id), asyncio.get_running_loop().time()
-        hold = None
+        hold, exchange, recording = None, None, None
         try:
             if self.recorder is not None:
                 await self.recorder.ready()
@@ -235,7 +235,11 @@ class Gateway:
                 request, hold = await self.accounts.begin(request)
                 record.rates = hold.headers
             exchange = await self.relay.open(request)
+            if self.recorder is not None:
+                recording = self.recorder.begin(request, exchange.backend, exchange.continued)
         except BaseException as error:
+            if exchange is not None:
+                await exchange.events.aclose()
             if self.accounts is not None and hold is not None:
                 self.accounts.end(hold, request.id)
             self.metrics.request_failure.labels("none", _reason(error)).inc()
@@ -246,9 +250,6 @@ class Gateway:
         record.dropped, record.draft = exchange.dropped, exchange.draft
         record.continued = exchange.continued
         self.router.answered(request, exchange.backend)
-        recording = (
-            None if self.recorder is None else self.recorder.begin(request, exchange.backend, exchange.continued)
-        )
         record.provenance = "" if recording is None else recording.id
         events = self._measured(exchange, record, began, hold, recording)
         await anext(events)  # into its `try`: closing it settles even when nobody reads an event

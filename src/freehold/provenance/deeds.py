@@ -17,7 +17,7 @@ from freehold.errors import LedgerError
 from freehold.provenance.exchanges import Deed
 from freehold.provenance.export import Manifest
 from freehold.provenance.ledger import Ledger
-from freehold.provenance.reading import find
+from freehold.provenance.reading import find, texts
 from freehold.provenance.records import new_id
 from freehold.provenance.weights import Weights, files_of, weights_of
 from freehold.settings import Settings
@@ -90,11 +90,13 @@ def forget(ledger: Ledger, id: str, *, whole: bool = False) -> str:
 
     Raises:
         UsageError: no such record.
-        LedgerError: it says itself that something was forgotten.
+        LedgerError: it says itself that something was forgotten, or there is nothing left of it to forget.
     """
     record = ledger.database.now(lambda t: find(t, id))
     if record.kind == "forget":
         raise LedgerError("a record of what was forgotten can't be forgotten")
+    if record.body is None or not (whole or ledger.database.now(lambda t: texts(t, record.id))):
+        raise LedgerError(f"{record.id} has no texts to forget: they were not kept, or were forgotten before")
     done = _record(ledger, "forget", (), (), {"record": record.id, "whole": whole})
     ledger.database.now(lambda t: _delete(t, record.id, whole))
     return done

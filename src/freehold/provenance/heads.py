@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from freehold.errors import FormatError, FreeholdError
+from freehold.errors import FormatError, UsageError
 from freehold.signing import Identity, PublicKey, canonical, open_envelope, sign_envelope
 
 PAYLOAD_TYPE = "application/vnd.freehold.tree-head+json"
@@ -84,14 +84,14 @@ def read(path: Path) -> list[Head]:
     """The heads in a file: one object, or one a line as `provenance.publish_heads` writes them.
 
     Raises:
-        FreeholdError: it can't be read.
+        UsageError: it can't be read.
         FormatError: it holds something else, or a signature is wrong.
     """
     try:
         with path.open("rb") as file:
             data = file.read(LARGEST_FILE + 1)
     except OSError as error:
-        raise FreeholdError(f"can't read the head {path}: {error.strerror}") from None
+        raise UsageError(f"can't read the head {path}: {error.strerror}") from None
     if len(data) > LARGEST_FILE:
         raise FormatError(f"{path}: expected a published head, found more than {LARGEST_FILE} bytes")
     try:
