@@ -92,6 +92,8 @@ def test_damage_is_found_by_check(freehold: Run, corpus: Path, tmp_path: Path) -
         (["--corpus", "corpus"], "nothing to trace"),
         (["text", "--file", "x", "--corpus", "corpus"], "both"),
         (["--file", "nowhere", "--corpus", "corpus"], "can't read nowhere"),
+        ([" \n", "--corpus", "corpus"], "found nothing but white space"),
+        (["--file", "corpus/logo.png", "--corpus", "corpus"], "found a zero byte at 4"),
         (["text", "--corpus", "nowhere"], "no corpus at"),
         (["text", "--index", "nowhere"], "no index at"),
         (["--build", "--index", "ix"], "--build needs the corpus"),

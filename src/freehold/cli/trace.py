@@ -75,7 +75,7 @@ def command(
     """
     from freehold.provenance.trace import Index, Limits, default_index, trace
 
-    query = _query(text, file)
+    query = _checked(_query(text, file))
     if corpus is None and folder is None:
         raise UsageError("no corpus named", hint="--corpus DIR, or --index DIR of one that was indexed")
     if query is None and not (build or check or skipped):
@@ -117,6 +117,17 @@ def _query(text: str | None, file: Path | None) -> bytes | None:
     if text == "-":
         return sys.stdin.buffer.read(LONGEST_QUERY + 1)
     return None if text is None else text.encode("utf-8", "surrogateescape")
+
+
+def _checked(query: bytes | None) -> bytes | None:
+    """The query, if it is text."""
+    if query is not None and not query.strip():
+        raise UsageError("expected a text to trace, found nothing but white space")
+    if query is not None and (place := query.find(b"\0")) >= 0:
+        raise UsageError(
+            f"expected a text to trace, found a zero byte at {place:,}", hint="trace the text of a binary file"
+        )
+    return query
 
 
 def _build(corpus: Path | None, folder: Path, wanted: bool, jobs: int) -> Built | None:
