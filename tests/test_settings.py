@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold import settings
+from freehold import settings_file as settings
 from freehold.errors import SettingError
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from freehold.cli.config import template
-from freehold.settings import SECTIONS, Settings, load
+from freehold.settings import SECTIONS, Settings
+from freehold.settings_file import load
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 

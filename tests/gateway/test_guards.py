@@ -19,7 +19,8 @@ from freehold.gateway.conversation import Event, Request, TextPart, Turn
 from freehold.gateway.ranking import Candidate
 from freehold.gateway.router import Router
 from freehold.gateway.service import Gateway
-from freehold.settings import GuardSettings, UpstreamSettings, load
+from freehold.settings import GuardSettings, UpstreamSettings
+from freehold.settings_file import load
 
 ASK: Any = [{"role": "user", "content": "hi"}]
 NEVER = GuardSettings(ttft_seconds=0, idle_seconds=0, total_seconds=0)

@@ -71,7 +71,7 @@ from freehold.gateway.policy import Policy
 from freehold.gateway.logs import configure
 from freehold.gateway.server import bind, serve_on
 from freehold.gateway.service import Gateway
-from freehold.settings import load
+from freehold.settings_file import load
 settings = load(Path(sys.argv[1]))
 configure(settings.server.log_format)
 gateway = Gateway(None, [OpenAIBackend(u, settings.guards) for u in settings.upstreams], policy=Policy.of(settings))

@@ -32,7 +32,8 @@ from freehold.gateway.measures import FRESH_SECONDS, MOST_CONVERSATIONS
 from freehold.gateway.policy import Policy, PolicyFile
 from freehold.gateway.router import Router
 from freehold.gateway.service import Answer, Gateway
-from freehold.settings import BreakerSettings, GuardSettings, RouterSettings, RouteSettings, UpstreamSettings, load
+from freehold.settings import BreakerSettings, GuardSettings, RouterSettings, RouteSettings, UpstreamSettings
+from freehold.settings_file import load
 
 
 class Clock:

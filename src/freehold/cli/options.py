@@ -18,7 +18,8 @@ from typing import Any, ParamSpec, TypeVar
 import click
 
 from freehold.errors import UsageError
-from freehold.settings import SECTIONS, Settings, env_name, load
+from freehold.settings import SECTIONS, Settings, env_name
+from freehold.settings_file import load
 
 P = ParamSpec("P")
 R = TypeVar("R")

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from freehold.errors import FreeholdError, SettingError
-from freehold.settings import RouterSettings, RouteSettings, Settings, load
+from freehold.settings import RouterSettings, RouteSettings, Settings
+from freehold.settings_file import load
 
 log = logging.getLogger("freehold.gateway")
 
