@@ -24,7 +24,7 @@ from freehold.gateway.loopback import is_loopback
 from freehold.gateway.patience import impatient
 from freehold.gateway.policy import Policy, PolicyFile
 from freehold.gateway.service import Gateway
-from freehold.process_memory import give_back
+from freehold.process_memory import few_arenas, give_back
 from freehold.settings import ServerSettings, Settings
 
 MAX_PORT = 65535
@@ -97,6 +97,7 @@ async def serve_on(
     stop: asyncio.Event | None = None,
 ) -> None:
     """Serves on a socket that is already bound, until a signal or `stop`; returns after draining."""
+    few_arenas()
     app = create_app(settings, gateway)
     config = uvicorn.Config(
         app,
