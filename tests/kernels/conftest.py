@@ -30,9 +30,11 @@ def quantized(
     return QuantizedMatrix(codes, scales, offsets, bits, group)
 
 
-def tiny_program(heads: int = 4, kv_heads: int = 2, dim: int = 16, layers: int = 2, vocabulary: int = 67) -> Program:
+def tiny_program(
+    heads: int = 4, kv_heads: int = 2, dim: int = 16, layers: int = 2, vocabulary: int = 67, context: int = 512
+) -> Program:
     """A two-layer decoder with every operation of the instruction set, on awkward sizes."""
-    hidden, inner, context = 72, 88, 512
+    hidden, inner = 72, 88
     qkv = (heads + 2 * kv_heads) * dim
     ops = [
         Op("embed", "x", (), ("embed",), {"scale": 1.5}),

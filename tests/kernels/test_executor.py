@@ -72,6 +72,34 @@ def test_results_do_not_depend_on_chunks_batches_threads_or_pages(tier: str, pre
     np.testing.assert_array_equal(last(2, [169, 1], [8, 0, 3], 11), expected)
 
 
+@pytest.mark.parametrize("threads", [2, 3])
+def test_far_contexts_give_the_same_however_many_share_the_heads(threads: int) -> None:
+    program = tiny_program(layers=1, context=2048)
+    weights, table = tiny_weights(program, "mixed"), list(range(18))
+
+    def decoded(threads: int, rows: int) -> np.ndarray:
+        executor = Executor(program, weights, pages=18, threads=threads)
+        executor.run(step_of([(p % 67, p, 0) for p in range(1100)], [table]))
+        return executor.run(step_of([(p % 67, p, 0) for p in range(1100, 1100 + rows)], [table]))
+
+    np.testing.assert_array_equal(decoded(threads, 3), decoded(1, 3))
+    np.testing.assert_array_equal(decoded(threads, 1), decoded(1, 3)[:1])
+
+
+def test_a_step_of_one_row_meets_five_times_a_layer() -> None:
+    program = tiny_program(layers=2)
+    executor = Executor(program, tiny_weights(program, "mixed"), pages=1, threads=2)
+    assert executor.meetings == 5 * 2 + 2, "the embedding and the end have one each"
+
+
+def test_logits_stay_as_they_were_while_later_steps_run(tier: str) -> None:
+    program = tiny_program()
+    executor = Executor(program, tiny_weights(program, "mixed"), pages=2, tier=tier)
+    kept = [executor.run(step_of([(token, 0, 0)], [[0]])) for token in range(6)]
+    for token, logits in enumerate(kept):
+        np.testing.assert_array_equal(logits, executor.run(step_of([(token, 0, 0)], [[0]])))
+
+
 def test_copied_pages_hold_the_same_keys_and_values(tier: str) -> None:
     program = tiny_program()
     executor = Executor(program, tiny_weights(program, "mixed"), pages=6, kv_dtype="int8", tier=tier)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import groupby
+from typing import cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,12 +28,54 @@ def pack(part: QuantizedMatrix | FloatMatrix) -> _native.Packed:
     return _native.pack_float(np.ascontiguousarray(part.data, np.float32))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class PackedMatrix:
+    """A matrix in the kernels' layout: parts stacked along rows."""
+
+    parts: tuple[_native.Packed, ...]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, K)."""
+        return sum(part.shape[0] for part in self.parts), self.parts[0].shape[1]
+
+
+def pack_matrix(matrix: Matrix) -> PackedMatrix:
+    """A matrix in the kernels' layout; neighbouring parts of one number format become one."""
+    merged = [_joined(list(parts)) for _, parts in groupby(matrix.parts, key=_kind)]
+    return PackedMatrix(tuple(pack(part) for part in merged))
+
+
+def _kind(part: QuantizedMatrix | FloatMatrix) -> tuple[object, ...]:
+    if isinstance(part, FloatMatrix):
+        return (part.data.dtype.str,)
+    return part.bits, part.group, part.symmetric
+
+
+def _joined(parts: list[QuantizedMatrix | FloatMatrix]) -> QuantizedMatrix | FloatMatrix:
+    """Parts of one kind stacked along rows."""
+    if len(parts) == 1:
+        return parts[0]
+    floats = [part.data for part in parts if isinstance(part, FloatMatrix)]
+    if floats:
+        return FloatMatrix(cast(F32, np.concatenate(floats)))  # or uint16: one type, see `_kind`
+    codes = [part for part in parts if isinstance(part, QuantizedMatrix)]
+    offsets = [part.offsets for part in codes if part.offsets is not None]
+    return QuantizedMatrix(
+        np.concatenate([part.codes for part in codes]),
+        np.concatenate([part.scales for part in codes]),
+        np.concatenate(offsets) if offsets else None,
+        codes[0].bits,
+        codes[0].group,
+    )
+
+
 class Executor:
     """Runs a program with one ISA tier's kernels on a team of threads.
 
     Args:
         program: what to run.
-        weights: for each of the program's weights a `Matrix` or a float32 vector.
+        weights: for each of the program's weights a matrix (packed here, unless it is already) or a float32 vector.
         pages: size of the KV cache in pages of `program.PAGE` tokens.
         kv_dtype: "int8", "f16" or "f32".
         threads: members of the team, the caller included.
@@ -43,7 +88,7 @@ class Executor:
     def __init__(
         self,
         program: Program,
-        weights: Mapping[str, Matrix | F32],
+        weights: Mapping[str, Matrix | PackedMatrix | F32],
         *,
         pages: int,
         kv_dtype: str = "int8",
@@ -54,7 +99,7 @@ class Executor:
         self.threads = threads
         self.tier = tier
         self._buffers = {name: i for i, name in enumerate(program.buffers)}
-        packed: dict[int, list[_native.Packed]] = {}
+        packed: dict[int, tuple[_native.Packed, ...]] = {}
         self._native = _native.Executor(
             tier=tier,
             buffers=[(buffer.columns, buffer.rows == "outputs") for buffer in program.buffers.values()],
@@ -73,6 +118,7 @@ class Executor:
         read = {id(weights[op.weights[0]]) for op in program.ops if op.kind == "linear"}
         self.step_bytes = sum(part.nbytes for key in read for part in packed[key])
         self.kv_bytes: int = self._native.kv_bytes
+        self.meetings: int = self._native.meetings
 
     def run(self, step: Step) -> F32:
         """Run every operation for one step; returns logits float32 [R, vocabulary]."""
@@ -106,17 +152,20 @@ class Executor:
         return self._native.buffer(self._buffers[name], rows)
 
     def _encode(
-        self, op: Op, weights: Mapping[str, Matrix | F32], packed: dict[int, list[_native.Packed]]
+        self,
+        op: Op,
+        weights: Mapping[str, Matrix | PackedMatrix | F32],
+        packed: dict[int, tuple[_native.Packed, ...]],
     ) -> tuple[str, int, int, list[_native.Packed], F32 | None, dict[str, float]]:
-        parts: list[_native.Packed] = []
+        parts: tuple[_native.Packed, ...] = ()
         vector: F32 | None = None
         for name in op.weights:
             weight = weights[name]
-            if isinstance(weight, Matrix):  # tied matrices are packed once
-                if id(weight) not in packed:
-                    packed[id(weight)] = [pack(part) for part in weight.parts]
-                parts = packed[id(weight)]
-            else:
+            if isinstance(weight, np.ndarray):
                 vector = np.ascontiguousarray(weight, np.float32)
+                continue
+            if id(weight) not in packed:  # tied matrices are packed once
+                packed[id(weight)] = (weight if isinstance(weight, PackedMatrix) else pack_matrix(weight)).parts
+            parts = packed[id(weight)]
         source = self._buffers[op.inputs[0]] if op.inputs else -1
-        return op.kind, self._buffers[op.out], source, parts, vector, dict(op.attrs)
+        return op.kind, self._buffers[op.out], source, list(parts), vector, dict(op.attrs)

@@ -46,6 +46,18 @@ std::shared_ptr<Packed> bind_pack_quantized(Array<uint8_t, 2> codes, Array<float
   return pack_quantized(codes.data(), scales.data(), offset_data, rows, columns, bits, group);
 }
 
+// Values as an array; when Python is done with it, they go back to `spare`.
+nb::object lent(std::vector<float>&& values, size_t rows, size_t columns, std::shared_ptr<Spare> spare) {
+  struct Loan { std::vector<float> values; std::shared_ptr<Spare> spare; };
+  auto* loan = new Loan{std::move(values), std::move(spare)};
+  nb::capsule owner(loan, [](void* p) noexcept {
+    auto* back = static_cast<Loan*>(p);
+    back->spare->give(std::move(back->values));
+    delete back;
+  });
+  return nb::cast(nb::ndarray<nb::numpy, float, nb::ndim<2>>(loan->values.data(), {rows, columns}, owner));
+}
+
 nb::object owned(std::vector<float>&& values, size_t rows, size_t columns) {
   auto* kept = new std::vector<float>(std::move(values));
   nb::capsule owner(kept, [](void* p) noexcept { delete static_cast<std::vector<float>*>(p); });
@@ -161,10 +173,9 @@ nb::object bind_run(Executor& executor, Array<int32_t, 1> tokens, Array<int32_t,
   std::vector<float> result;
   {
     nb::gil_scoped_release free;
-    const float* logits = executor.run(step);
-    result.assign(logits, logits + rows * columns);
+    result = executor.run(step);
   }
-  return owned(std::move(result), rows, columns);
+  return lent(std::move(result), rows, columns, executor.spare());
 }
 
 // One linear on its own, for tests: x float32 [rows, columns] -> [rows, matrix rows].
@@ -193,6 +204,20 @@ nb::object bind_linear(const std::string& tier_name, std::shared_ptr<Packed> pac
   return owned(std::move(out), rows, m.rows);
 }
 
+const char* const kFormats[] = {"int4", "int8", "bf16", "f32"};  // in the order of Format
+
+Format format_by_name(const std::string& name) {
+  for (int i = 0; i < static_cast<int>(std::size(kFormats)); ++i)
+    if (name == kFormats[i]) return static_cast<Format>(i);
+  throw std::invalid_argument("unknown format " + name);
+}
+
+// The bytes of a section, valid as long as `self`.
+nb::object section(nb::handle self, const void* data, size_t bytes) {
+  if (!data) return nb::none();
+  return nb::cast(nb::ndarray<nb::numpy, const uint8_t, nb::ndim<1>>(data, {bytes}, self));
+}
+
 nb::object unpack(const Packed& packed) {
   const Matrix& m = packed.matrix;
   std::vector<float> out(static_cast<size_t>(m.rows) * m.columns);
@@ -217,6 +242,21 @@ NB_MODULE(_native, m) {
   nb::class_<Packed>(m, "Packed")
       .def_prop_ro("shape", [](const Packed& p) { return std::make_pair(p.matrix.rows, p.matrix.columns); })
       .def_prop_ro("nbytes", &Packed::bytes)
+      .def_prop_ro("format", [](const Packed& p) { return kFormats[static_cast<int>(p.matrix.format)]; })
+      .def_prop_ro("group", [](const Packed& p) { return p.matrix.units_per_group == 1 ? p.matrix.unit : p.matrix.columns; })
+      .def_prop_ro("narrow_scales", [](const Packed& p) { return p.matrix.narrow_scales; })
+      .def_prop_ro("codes", [](nb::handle self) {
+        const Packed& p = nb::cast<const Packed&>(self);
+        return section(self, p.matrix.codes, p.code_bytes());
+      })
+      .def_prop_ro("scales", [](nb::handle self) {
+        const Packed& p = nb::cast<const Packed&>(self);
+        return section(self, p.matrix.scales, p.scale_bytes());
+      })
+      .def_prop_ro("offsets", [](nb::handle self) {
+        const Packed& p = nb::cast<const Packed&>(self);
+        return section(self, p.matrix.offsets, p.scale_bytes());
+      })
       .def("float32", &unpack);
   m.def("pack_quantized", &bind_pack_quantized, nb::arg("codes"), nb::arg("scales"), nb::arg("offsets").none(), nb::arg("bits"), nb::arg("group"));
   m.def("pack_float", [](Array<float, 2> data) {
@@ -229,6 +269,14 @@ NB_MODULE(_native, m) {
     nb::gil_scoped_release free;
     return pack_bf16(data.data(), rows, columns);
   });
+  nb::class_<Mapping>(m, "Mapping")
+      .def("__init__", [](Mapping* self, const std::string& path) { new (self) Mapping(path.c_str()); }, nb::arg("path"))
+      .def_prop_ro("nbytes", &Mapping::size);
+  m.def("packed_in", [](std::shared_ptr<Mapping> file, const std::string& format, int rows, int columns, int group, bool narrow_scales,
+                        int64_t codes_at, int64_t scales_at, int64_t offsets_at) {
+    return packed_in(std::move(file), {format_by_name(format), rows, columns, group, narrow_scales, codes_at, scales_at, offsets_at});
+  }, nb::arg("file"), nb::arg("format"), nb::arg("rows"), nb::arg("columns"), nb::arg("group"), nb::arg("narrow_scales"),
+     nb::arg("codes_at"), nb::arg("scales_at"), nb::arg("offsets_at"));
   m.def("linear", &bind_linear, nb::arg("tier"), nb::arg("matrix"), nb::arg("x"));
   m.def("maximal_matches", &bind_maximal_matches, nb::arg("text"), nb::arg("suffixes"), nb::arg("query"), nb::arg("minimum"));
   m.def("cpu_features", &cpu_features);
@@ -253,6 +301,7 @@ NB_MODULE(_native, m) {
       .def("run", &bind_run, nb::arg("tokens"), nb::arg("positions"), nb::arg("sequences"), nb::arg("tables"), nb::arg("outputs"))
       .def("copy_page", &Executor::copy_page, nb::arg("source"), nb::arg("target"))
       .def("profile", &Executor::profile)
+      .def_prop_ro("meetings", &Executor::meetings)
       .def_prop_ro("kv_bytes", &Executor::kv_bytes)
       .def_prop_ro("steps_alone", &Executor::steps_alone)
       .def("buffer", [](const Executor& e, int index, size_t rows) {

@@ -12,11 +12,20 @@ namespace {
 
 constexpr int kBlockRows = 16;   // rows of one sequence in an attention task
 constexpr int kBriefRows = 64;   // a step of fewer rows is brief: meetings cost more of it than work (see `crowd.h`)
-constexpr int kSharedRows = 4;   // from so many rows on, members share the quantizing of activations
+constexpr int kSharedRows = 4;   // from so many rows on, members share row-wise work; below, each does all of it for itself
+constexpr int kNearTokens = 1024;  // contexts this short are attended to by whole KV heads without another meeting
 
 bool quantized(const Matrix& m) { return m.format == Format::int4 || m.format == Format::int8; }
 
-bool is_row_wise(Kind kind) { return kind != Kind::linear && kind != Kind::attention; }
+// Operations that write every value of their output from inputs and constants alone.
+bool writes_whole(Kind kind) {
+  switch (kind) {
+    case Kind::embed: case Kind::rmsnorm: case Kind::rope_table: case Kind::silu_mul: case Kind::gather: case Kind::residual:
+      return true;
+    default:
+      return false;
+  }
+}
 
 // Gives each instruction its work counters (one for each part of a matrix); returns how many there are.
 size_t number(std::vector<Instruction>& program) {
@@ -71,6 +80,113 @@ Executor::Executor(const Tier& tier, std::vector<BufferShape> buffers, std::vect
       most_units_ = std::max(most_units_, static_cast<size_t>(part->matrix.padded / part->matrix.unit));
     }
   for (auto& memory : scratch_) memory = Memory(scratch_bytes(static_cast<int>(widest_)));
+  replicable_.assign(shapes_.size(), true);
+  for (const auto& op : program_)
+    if (!writes_whole(op.kind)) replicable_[op.out] = false;
+  copies_.resize(team_.capacity() - 1, std::vector<std::vector<float>>(shapes_.size()));
+  for (auto& copies : copies_)
+    for (size_t b = 0; b < shapes_.size(); ++b)
+      if (replicable_[b]) copies[b].resize(static_cast<size_t>(kSharedRows) * shapes_[b].columns);
+  base_.resize(team_.capacity(), std::vector<float*>(shapes_.size()));
+  for (const bool tokens : {false, true})
+    for (const bool outputs : {false, true}) plans_[tokens][outputs] = plan(tokens, outputs);
+}
+
+std::vector<float> Spare::take() {
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (kept_.empty()) return {};
+  std::vector<float> values = std::move(kept_.back());
+  kept_.pop_back();
+  return values;
+}
+
+void Spare::give(std::vector<float>&& values) {
+  constexpr size_t kMost = 2;
+  std::lock_guard<std::mutex> lock(mutex_);
+  if (kept_.size() < kMost) kept_.push_back(std::move(values));
+}
+
+bool Executor::copied(int buffer, bool few_tokens, bool few_outputs) const {
+  return replicable_[buffer] && (shapes_[buffer].outputs ? few_outputs : few_tokens);
+}
+
+// The attention for which instruction `first` and those after it prepare heads (norms and rotations in place); 0 if none.
+size_t Executor::head_stage(size_t first) const {
+  for (size_t i = first; i < program_.size(); ++i) {
+    const Instruction& op = program_[i];
+    const bool in_place = op.kind == Kind::headnorm || (op.kind == Kind::rope && replicable_[op.in]);
+    if (in_place && op.out == program_[first].out && op.column % op.head_dim == 0) continue;
+    if (op.kind != Kind::attention || (i > first && op.in != program_[first].out)) return 0;
+    const bool same = std::all_of(program_.begin() + first, program_.begin() + i, [&](const auto& prepares) { return prepares.head_dim == op.head_dim; });
+    return same ? i : 0;
+  }
+  return 0;
+}
+
+std::vector<Executor::Stage> Executor::plan(bool few_tokens, bool few_outputs) const {
+  std::vector<Stage> stages;
+  for (size_t i = 0; i < program_.size(); ++i) {
+    const Instruction& op = program_[i];
+    if (const size_t last = few_tokens ? head_stage(i) : 0) {
+      stages.push_back({Work::heads, i, last, false});
+      i = last;
+    } else if (op.kind == Kind::linear) {
+      const bool few = shapes_[op.in].outputs ? few_outputs : few_tokens;
+      const bool codes = std::any_of(op.parts.begin(), op.parts.end(), [](const auto& part) { return quantized(part->matrix); });
+      if (!few && codes) stages.push_back({Work::quantize, i, i, false});
+      stages.push_back({Work::linear, i, i, false});
+    } else if (op.kind == Kind::attention) {
+      stages.push_back({Work::store, i, i, false});
+      stages.push_back({Work::attend, i, i, false});
+    } else {
+      stages.push_back({copied(op.out, few_tokens, few_outputs) ? Work::copies : Work::rows, i, i, false});
+    }
+  }
+  std::vector<std::vector<Touch>> touches(stages.size());
+  for (size_t i = 0; i < stages.size(); ++i) touch(stages[i], few_tokens, few_outputs, touches[i]);
+  const std::vector<bool> meet = freehold::meetings(touches, static_cast<int>(shapes_.size()) + 2);
+  for (size_t i = 0; i < stages.size(); ++i) stages[i].meet = meet[i];
+  return stages;
+}
+
+void Executor::touch(const Stage& stage, bool few_tokens, bool few_outputs, std::vector<Touch>& touches) const {
+  const Instruction& op = program_[stage.last];
+  const int codes = static_cast<int>(shapes_.size()), cache = codes + 1;
+  auto add = [&](int resource, bool write, bool whole) {
+    if (resource >= 0 && (resource >= codes || !copied(resource, few_tokens, few_outputs))) touches.push_back({resource, write, whole});
+  };
+  switch (stage.work) {
+    case Work::copies: add(op.in, false, true); return;
+    case Work::rows:
+      add(op.in, false, op.kind == Kind::gather);
+      add(op.out, true, false);
+      return;
+    case Work::quantize:
+      add(op.in, false, false);
+      add(codes, true, false);
+      return;
+    case Work::linear:
+      if (!(shapes_[op.in].outputs ? few_outputs : few_tokens)) add(codes, false, true);
+      add(op.in, false, true);
+      add(op.out, true, true);
+      return;
+    case Work::heads:
+    case Work::attend:
+      add(op.in, stage.work == Work::heads, true);
+      add(cache, stage.work == Work::heads, true);
+      add(op.out, true, true);
+      return;
+    case Work::store:
+      add(op.in, false, false);
+      add(cache, true, false);
+      return;
+  }
+}
+
+int Executor::meetings() const {
+  int count = 1;
+  for (const Stage& stage : plans_[true][true]) count += stage.meet;
+  return count;
 }
 
 void Executor::check(const StepView& s) const {
@@ -91,9 +207,16 @@ void Executor::check(const StepView& s) const {
 
 void Executor::prepare(const StepView& s) {
   step_ = s;
+  const bool few_tokens = s.rows < kSharedRows, few_outputs = s.output_rows < kSharedRows;
+  plan_ = &plans_[few_tokens][few_outputs];
+  data_[logits_] = spare_->take();
   for (size_t b = 0; b < shapes_.size(); ++b) {
     const size_t need = static_cast<size_t>(rows_of(static_cast<int>(b))) * shapes_[b].columns;
     if (data_[b].size() < need) data_[b].resize(need);
+    for (int member = 0; member < team_.capacity(); ++member) {
+      const bool own = member > 0 && copied(static_cast<int>(b), few_tokens, few_outputs);
+      base_[member][b] = own ? copies_[member - 1][b].data() : data_[b].data();
+    }
   }
   // Members quantize few rows each for themselves, many together.
   const size_t rows = std::max(kSharedRows * team_.capacity(), s.rows);
@@ -111,32 +234,53 @@ void Executor::prepare(const StepView& s) {
   }
 }
 
-const float* Executor::run(const StepView& step) {
+std::vector<float> Executor::run(const StepView& step) {
   check(step);
   prepare(step);
   team_.run([this](int member) { execute(member); }, step.rows < kBriefRows);
-  return data_[logits_].data();
+  return std::move(data_[logits_]);
 }
 
 void Executor::execute(int member) {
-  for (size_t i = 0; i < program_.size(); ++i) {
-    const Instruction& op = program_[i];
-    const bool timed = timing_ && member == 0;
-    const auto begin = timed ? std::chrono::steady_clock::now() : std::chrono::steady_clock::time_point();
-    if (op.kind == Kind::linear) {
-      linear(op, member);
-    } else if (op.kind == Kind::attention) {
-      for (int r = member; r < step_.rows; r += team_.size()) store_kv(op, r);
-      team_.barrier();
-      attend(op);
-    } else {
-      for (int r = member; r < rows_of(op.out); r += team_.size()) row_wise(op, r);
+  using Clock = std::chrono::steady_clock;
+  const bool timed = timing_ && member == 0;
+  Clock::time_point begin = timed ? Clock::now() : Clock::time_point();
+  size_t previous = 0;
+  auto note = [&](size_t instruction) {
+    const auto now = Clock::now();
+    seconds_[previous] += std::chrono::duration<double>(now - begin).count();
+    begin = now;
+    previous = instruction;
+  };
+  for (const Stage& stage : *plan_) {
+    if (stage.meet) team_.barrier();
+    if (timed) note(stage.last);
+    work(stage, member);
+  }
+  if (timed) note(0);
+}
+
+void Executor::work(const Stage& stage, int member) {
+  const Instruction& op = program_[stage.last];
+  const int size = team_.size();
+  switch (stage.work) {
+    case Work::copies:
+      for (int r = 0; r < rows_of(op.out); ++r) row_wise(op, r, member);
+      return;
+    case Work::rows:
+      for (int r = member; r < rows_of(op.out); r += size) row_wise(op, r, member);
+      return;
+    case Work::quantize: {
+      const auto first = std::find_if(op.parts.begin(), op.parts.end(), [](const auto& part) { return quantized(part->matrix); });
+      quantize(op, (*first)->matrix, member);
+      return;
     }
-    // Row-wise operations in a row give each member the same rows, so they need no meeting in between.
-    const bool same_rows = i + 1 < program_.size() && is_row_wise(op.kind) && op.kind != Kind::gather &&
-                           program_[i + 1].kind != Kind::linear && program_[i + 1].kind != Kind::gather;
-    if (!same_rows) team_.barrier();
-    if (timed) seconds_[i] += std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
+    case Work::linear: linear(op, member); return;
+    case Work::heads: heads(stage, member); return;
+    case Work::store:
+      for (int r = member; r < step_.rows; r += size) store_kv(op, r, 0, op.kv_heads);
+      return;
+    case Work::attend: attend(op); return;
   }
 }
 
@@ -148,8 +292,8 @@ std::vector<double> Executor::profile() {
   return result;
 }
 
-void Executor::row_wise(const Instruction& op, int r) {
-  float* out = row(op.out, r);
+void Executor::row_wise(const Instruction& op, int r, int member) {
+  float* out = row(op.out, r, member);
   switch (op.kind) {
     case Kind::embed: {
       int token = step_.tokens[r], part = 0;
@@ -160,7 +304,7 @@ void Executor::row_wise(const Instruction& op, int r) {
       return;
     }
     case Kind::rmsnorm:
-      tier_.rmsnorm(row(op.in, r), op.vector.data(), op.offset, op.eps, shapes_[op.out].columns, out);
+      tier_.rmsnorm(row(op.in, r, member), op.vector.data(), op.offset, op.eps, shapes_[op.out].columns, out);
       return;
     case Kind::headnorm:
       for (int h = 0; h < op.heads; ++h) {
@@ -178,16 +322,16 @@ void Executor::row_wise(const Instruction& op, int r) {
       return;
     }
     case Kind::rope:
-      tier_.rope(row(op.in, r), op.heads, op.head_dim, out + op.column);
+      tier_.rope(row(op.in, r, member), op.heads, op.head_dim, out + op.column);
       return;
     case Kind::silu_mul:
-      tier_.silu_mul(row(op.in, r), shapes_[op.out].columns, out);
+      tier_.silu_mul(row(op.in, r, member), shapes_[op.out].columns, out);
       return;
     case Kind::gather:
-      std::memcpy(out, row(op.in, step_.outputs[r]), static_cast<size_t>(shapes_[op.out].columns) * sizeof(float));
+      std::memcpy(out, row(op.in, step_.outputs[r], member), static_cast<size_t>(shapes_[op.out].columns) * sizeof(float));
       return;
     case Kind::residual:
-      lost(row(op.in, r), shapes_[op.out].columns, op.unit, out);
+      lost(row(op.in, r, member), shapes_[op.out].columns, op.unit, out);
       return;
     case Kind::linear:
     case Kind::attention:
@@ -202,21 +346,31 @@ Executor::Quantized Executor::quantized_rows(int rows, int member) {
           starts_.data() + base * most_units_};
 }
 
+// Rows of the linear's input as int8, for matrices like `m`: all rows (few rows) or this member's.
+void Executor::quantize(const Instruction& op, const Matrix& m, int member) {
+  const int rows = rows_of(op.in), units = m.padded / m.unit;
+  const bool shared = rows >= kSharedRows;
+  const Quantized to = quantized_rows(rows, member);
+  for (int r = shared ? member : 0; r < rows; r += shared ? team_.size() : 1) {
+    const size_t unit = static_cast<size_t>(r) * units;
+    tier_.quantize(row(op.in, r, member), m.columns, m.unit, m.zero, to.codes + static_cast<size_t>(r) * m.padded, to.scales + unit,
+                   to.sums + unit, to.starts + unit);
+  }
+}
+
 void Executor::linear(const Instruction& op, int member) {
+  const bool shared = rows_of(op.in) >= kSharedRows;
   int column = op.column, unit = 0, zero = 0;
-  const int rows = rows_of(op.in);
   for (size_t p = 0; p < op.parts.size(); ++p) {
     const Matrix& m = op.parts[p]->matrix;
     if (quantized(m) && (m.unit != unit || m.zero != zero)) {  // else the last part's quantized activations serve
-      const bool shared = rows >= kSharedRows;
-      if (shared && unit) team_.barrier();  // the last part's readers must be done
-      const Quantized to = quantized_rows(rows, member);
-      const int units = m.padded / m.unit;
-      for (int r = shared ? member : 0; r < rows; r += shared ? team_.size() : 1)
-        tier_.quantize(row(op.in, r), m.columns, m.unit, m.zero, to.codes + static_cast<size_t>(r) * m.padded,
-                       to.scales + static_cast<size_t>(r) * units, to.sums + static_cast<size_t>(r) * units,
-                       to.starts + static_cast<size_t>(r) * units);
-      if (shared) team_.barrier();
+      if (shared && unit) {  // the first ones were made by the stage before
+        team_.barrier();     // the last part's readers must be done
+        quantize(op, m, member);
+        team_.barrier();
+      } else if (!shared) {
+        quantize(op, m, member);
+      }
       unit = m.unit;
       zero = m.zero;
     }
@@ -230,12 +384,12 @@ void Executor::linear_part(const Instruction& op, const Matrix& m, int column, s
   const Quantized from = quantized_rows(rows, member);
   const Activations activations = {from.codes, from.scales, from.sums, from.starts, m.padded, quantized(m) ? m.padded / m.unit : 0};
   const float* bias = op.vector.empty() ? nullptr : op.vector.data() + (column - op.column);
-  const Output out = {data_[op.out].data() + column, shapes_[op.out].columns, bias, op.accumulate};
+  const Output out = {row(op.out, 0, member) + column, shapes_[op.out].columns, bias, op.accumulate};
   auto panels = [&](int begin, int end) {
     if (quantized(m))
       tier_.linear_quantized(m, activations, rows, begin, end, out, scratch_[member].data());
     else
-      tier_.linear_float(m, data_[op.in].data(), shapes_[op.in].columns, rows, begin, end, out);
+      tier_.linear_float(m, row(op.in, 0, member), shapes_[op.in].columns, rows, begin, end, out);
   };
   if (rows < kSharedRows) {  // memory-bound: equal shares, in order
     panels(static_cast<int>(static_cast<int64_t>(m.panels) * member / size), static_cast<int>(static_cast<int64_t>(m.panels) * (member + 1) / size));
@@ -246,13 +400,50 @@ void Executor::linear_part(const Instruction& op, const Matrix& m, int column, s
     panels(begin, std::min(begin + kChunk, m.panels));
 }
 
-void Executor::store_kv(const Instruction& op, int r) {
+// Few rows: each member takes whole KV heads, prepares them for all rows, and attends.
+void Executor::heads(const Stage& stage, int member) {
+  const Instruction& op = program_[stage.last];
+  for (int head = member; head < op.kv_heads; head += team_.size())
+    for (int r = 0; r < step_.rows; ++r) prepare_head(stage, head, r, member);
+  const int longest = *std::max_element(step_.positions, step_.positions + step_.rows);
+  if (longest >= kNearTokens && op.kv_heads % team_.size()) {  // worth a meeting: the heads are shared out evenly
+    team_.barrier();
+    attend(op);
+    return;
+  }
+  for (int head = member; head < op.kv_heads; head += team_.size())
+    for (const Block& block : blocks_) attend_block(op, block, head, 0, op.heads / op.kv_heads);
+}
+
+// What comes between the projection and attention, on one row's part of a KV head: its queries, key and value.
+void Executor::prepare_head(const Stage& stage, int head, int r, int member) {
+  const Instruction& attention = program_[stage.last];
+  const int group = attention.heads / attention.kv_heads, dim = attention.head_dim;
+  auto each = [&](int column) {
+    for (size_t i = stage.first; i < stage.last; ++i) {
+      const Instruction& op = program_[i];
+      if (column < op.column || column >= op.column + op.heads * dim) continue;
+      float* x = row(op.out, r) + column;
+      if (op.kind == Kind::headnorm)
+        tier_.rmsnorm(x, op.vector.data(), op.offset, op.eps, dim, x);
+      else
+        tier_.rope(row(op.in, r, member), 1, dim, x);
+    }
+  };
+  for (int h = 0; h < group; ++h) each((head * group + h) * dim);
+  each((attention.heads + head) * dim);
+  each((attention.heads + attention.kv_heads + head) * dim);
+  store_kv(attention, r, head, 1);
+}
+
+// Keys and values of `count` KV heads of one row into the cache.
+void Executor::store_kv(const Instruction& op, int r, int first, int count) {
   const int dim = op.head_dim, position = step_.positions[r];
   const int page = step_.tables[static_cast<size_t>(step_.sequences[r]) * step_.table_columns + position / kPage];
   const int slot = position % kPage;
-  const float* k = row(op.in, r) + op.heads * dim;
+  const float* k = row(op.in, r) + (op.heads + first) * dim;
   const float* v = k + op.kv_heads * dim;
-  for (int h = 0; h < op.kv_heads; ++h, k += dim, v += dim) {
+  for (int h = first; h < first + count; ++h, k += dim, v += dim) {
     const size_t block = kv_.block(op.layer, page, h), scale_block = kv_.scale_block(op.layer, page, h);
     if (kv_.type == KVType::f32) {
       float* keys = reinterpret_cast<float*>(kv_.keys) + block;

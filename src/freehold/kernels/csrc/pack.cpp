@@ -1,7 +1,11 @@
 #include "pack.h"
 
+#include <fcntl.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
 
+#include <cerrno>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -49,15 +53,42 @@ Memory pack_scales(const float* values, int rows, int groups, int panels, bool n
   return memory;
 }
 
-template <class T>
-std::shared_ptr<Packed> pack_plain(const T* data, int rows, int columns, Format format) {
-  auto packed = std::make_shared<Packed>();
-  Matrix& m = packed->matrix;
+// The shape of a quantized matrix in panels. Throws std::invalid_argument.
+Matrix quantized_shape(int rows, int columns, int bits, int group, bool symmetric) {
+  if (bits != 4 && bits != 8) throw std::invalid_argument("bits must be 4 or 8, got " + std::to_string(bits));
+  const bool grouped = group == 32 || group == 64 || group == 128;
+  if (!grouped && group != columns)
+    throw std::invalid_argument("group must be 32, 64, 128 or the whole row, got " + std::to_string(group));
+  Matrix m{};
+  m.format = bits == 4 ? Format::int4 : Format::int8;
+  m.rows = rows;
+  m.columns = columns;
+  m.panels = (rows + kPanel - 1) / kPanel;
+  m.unit = grouped ? group : 64;
+  m.padded = (columns + m.unit - 1) / m.unit * m.unit;
+  m.units_per_group = grouped ? 1 : m.padded / m.unit;
+  m.groups = grouped ? m.padded / m.unit : 1;
+  m.zero = symmetric ? 1 << (bits - 1) : 0;
+  return m;
+}
+
+Matrix plain_shape(int rows, int columns, Format format) {
+  Matrix m{};
   m.format = format;
   m.rows = rows;
   m.columns = m.padded = columns;
   m.panels = (rows + kPanel - 1) / kPanel;
-  packed->codes = Memory(static_cast<size_t>(m.panels) * columns * kPanel * sizeof(T));
+  return m;
+}
+
+bool is_float(Format format) { return format == Format::f32 || format == Format::bf16; }
+
+template <class T>
+std::shared_ptr<Packed> pack_plain(const T* data, int rows, int columns, Format format) {
+  auto packed = std::make_shared<Packed>();
+  Matrix& m = packed->matrix;
+  m = plain_shape(rows, columns, format);
+  packed->codes = Memory(packed->code_bytes());
   T* out = reinterpret_cast<T*>(packed->codes.data());
   for (int n = 0; n < rows; ++n)
     for (int k = 0; k < columns; ++k)
@@ -106,28 +137,70 @@ Memory& Memory::operator=(Memory&& other) noexcept {
   return *this;
 }
 
-std::shared_ptr<Packed> pack_quantized(const uint8_t* codes, const float* scales, const float* offsets, int rows, int columns,
-                                       int bits, int group) {
-  if (bits != 4 && bits != 8) throw std::invalid_argument("bits must be 4 or 8, got " + std::to_string(bits));
-  const bool grouped = group == 32 || group == 64 || group == 128;
-  if (!grouped && group != columns)
-    throw std::invalid_argument("group must be 32, 64, 128 or the whole row, got " + std::to_string(group));
+Mapping::Mapping(const char* path) {
+  auto fail = [&](const char* what) { throw std::runtime_error(std::string(what) + " " + path + ": " + std::strerror(errno)); };
+  const int file = open(path, O_RDONLY | O_CLOEXEC);
+  if (file < 0) fail("can't open");
+  struct stat info{};
+  void* data = MAP_FAILED;
+  if (fstat(file, &info) == 0 && info.st_size > 0) data = mmap(nullptr, info.st_size, PROT_READ, MAP_SHARED, file, 0);
+  const int reason = errno;
+  close(file);
+  errno = reason;
+  if (data == MAP_FAILED) fail("can't map");
+  data_ = static_cast<char*>(data);
+  size_ = info.st_size;
+  madvise(data_, size_, MADV_WILLNEED);  // a hint only
+}
+Mapping::~Mapping() { munmap(data_, size_); }
+
+size_t Packed::code_bytes() const {
+  const size_t values = static_cast<size_t>(matrix.panels) * matrix.padded * kPanel;
+  switch (matrix.format) {
+    case Format::int4: return values / 2;
+    case Format::int8: return values;
+    case Format::bf16: return values * 2;
+    case Format::f32: return values * 4;
+  }
+  return 0;
+}
+
+size_t Packed::scale_bytes() const {
+  return static_cast<size_t>(matrix.panels) * matrix.groups * kPanel * (matrix.narrow_scales ? 2 : 4);
+}
+
+std::shared_ptr<Packed> packed_in(std::shared_ptr<const Mapping> file, const Place& place) {
+  constexpr int kMost = 1 << 30;
+  if (place.rows < 1 || place.columns < 1 || place.rows > kMost || place.columns > kMost)
+    throw std::invalid_argument("rows and columns must be between 1 and 2^30");
   auto packed = std::make_shared<Packed>();
   Matrix& m = packed->matrix;
-  m.format = bits == 4 ? Format::int4 : Format::int8;
-  m.rows = rows;
-  m.columns = columns;
-  m.panels = (rows + kPanel - 1) / kPanel;
-  m.unit = grouped ? group : 64;
-  m.padded = (columns + m.unit - 1) / m.unit * m.unit;
-  m.units_per_group = grouped ? 1 : m.padded / m.unit;
-  m.groups = grouped ? m.padded / m.unit : 1;
-  m.zero = offsets ? 0 : 1 << (bits - 1);
+  const bool plain = is_float(place.format), symmetric = place.offsets_at < 0;
+  m = plain ? plain_shape(place.rows, place.columns, place.format)
+            : quantized_shape(place.rows, place.columns, place.format == Format::int4 ? 4 : 8, place.group, symmetric);
+  m.narrow_scales = !plain && place.narrow_scales;
+  auto section = [&](int64_t at, size_t bytes) {
+    if (at < 0 || at % 64 || bytes > file->size() || static_cast<size_t>(at) > file->size() - bytes)
+      throw std::invalid_argument("a section of " + std::to_string(bytes) + " bytes at " + std::to_string(at) + " is not in the file");
+    return file->data() + at;
+  };
+  m.codes = section(place.codes_at, packed->code_bytes());
+  if (!plain) m.scales = section(place.scales_at, packed->scale_bytes());
+  if (!plain && !symmetric) m.offsets = section(place.offsets_at, packed->scale_bytes());
+  packed->file = std::move(file);
+  return packed;
+}
+
+std::shared_ptr<Packed> pack_quantized(const uint8_t* codes, const float* scales, const float* offsets, int rows, int columns,
+                                       int bits, int group) {
+  auto packed = std::make_shared<Packed>();
+  Matrix& m = packed->matrix;
+  m = quantized_shape(rows, columns, bits, group, !offsets);
   const size_t count = static_cast<size_t>(rows) * m.groups;
   m.narrow_scales = fits_bf16(scales, count) && (!offsets || fits_bf16(offsets, count));
   packed->scales = pack_scales(scales, rows, m.groups, m.panels, m.narrow_scales);
   if (offsets) packed->offsets = pack_scales(offsets, rows, m.groups, m.panels, m.narrow_scales);
-  packed->codes = Memory(static_cast<size_t>(m.panels) * m.padded * kPanel * bits / 8);
+  packed->codes = Memory(packed->code_bytes());
   auto* out = reinterpret_cast<uint8_t*>(packed->codes.data());
   for (int n = 0; n < rows; ++n) {
     const uint8_t* row = codes + static_cast<size_t>(n) * columns;

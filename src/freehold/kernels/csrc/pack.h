@@ -26,11 +26,40 @@ class Memory {
   size_t size_ = 0;
 };
 
+// A file in memory, read only, for as long as anybody holds it. Throws std::runtime_error naming the system's reason.
+class Mapping {
+ public:
+  explicit Mapping(const char* path);
+  ~Mapping();
+  Mapping(const Mapping&) = delete;
+  Mapping& operator=(const Mapping&) = delete;
+  const char* data() const { return data_; }
+  size_t size() const { return size_; }
+
+ private:
+  char* data_ = nullptr;
+  size_t size_ = 0;
+};
+
 struct Packed {
   Matrix matrix{};
-  Memory codes, scales, offsets;
-  size_t bytes() const { return codes.size() + scales.size() + offsets.size(); }
+  Memory codes, scales, offsets;           // empty where `file` holds them
+  std::shared_ptr<const Mapping> file;
+  size_t code_bytes() const;
+  size_t scale_bytes() const;              // of scales; the same again for offsets, if there are any
+  size_t bytes() const { return code_bytes() + scale_bytes() * (matrix.offsets ? 2 : 1); }
 };
+
+// What a matrix in a packed file is: its numbers, and where codes, scales and offsets begin (offsets_at < 0: symmetric).
+struct Place {
+  Format format;
+  int rows, columns, group;
+  bool narrow_scales;
+  int64_t codes_at, scales_at, offsets_at;
+};
+
+// A matrix that lies in a file. Throws std::invalid_argument when it would not fit there.
+std::shared_ptr<Packed> packed_in(std::shared_ptr<const Mapping> file, const Place& place);
 
 // codes uint8 [rows, columns] below 2^bits; scales, offsets float32 [rows, ceil(columns/group)], offsets null if symmetric.
 // Scales are kept as bfloat16 where that loses nothing. Throws std::invalid_argument.
