@@ -55,6 +55,11 @@ class EngineSettings:
     kv_memory_mb: int = _setting(
         0, "Memory for the KV cache in MiB; 0 = a quarter of free memory, at most 4096.", minimum=0
     )
+    packed_weights: str = _setting(
+        "cache",
+        "Weights in the kernels' layout: a file in the cache that is mapped, or memory of each process.",
+        choices=("cache", "memory"),
+    )
     max_context: int = _setting(0, "Longest sequence in tokens; 0 = what the model allows.", minimum=0)
     max_batch: int = _setting(64, "Sequences that run at the same time.", minimum=1)
     max_step_tokens: int = _setting(512, "Tokens processed in one scheduler step (prefill chunk size).", minimum=1)

@@ -9,29 +9,30 @@ import pytest
 from click.testing import CliRunner
 
 from freehold.cli.bench import command
-from freehold.engine import bench as engine_bench
+
+BRIEF = ["--prefill", "32", "--depth", "0,100", "--decode", "16", "--streams", "1,2"]
 
 
-@pytest.fixture
-def short(monkeypatch: pytest.MonkeyPatch, tiny: Path) -> Path:
-    """The tiny model, and a bench short enough for its context."""
-    real = engine_bench.bench
-    monkeypatch.setattr(engine_bench, "bench", lambda *args, **more: real(*args, prefill=32, decode=16, **more))
-    return tiny
-
-
-def test_the_table_and_the_json_tell_the_same_figures_with_their_limits(short: Path) -> None:
+def test_the_table_and_the_json_tell_the_same_figures_with_their_limits(tiny: Path) -> None:
     runner = CliRunner()
-    told = json.loads(runner.invoke(command, [str(short), "--json"], catch_exceptions=False).stdout)
-    assert told["decode"]["tokens"] == 16
-    limit = told["limits"]["decode_tokens_per_second"]
-    assert told["decode"]["fraction_of_limit"] == pytest.approx(told["decode"]["tokens_per_second"] / limit)
-    shown = runner.invoke(command, [str(short)], catch_exceptions=False).stdout
-    for measure in ("isa", "limit: read", "limit: int8", "prefill 32", "decode 16", "32 streams", "load", "memory"):
+    told = json.loads(runner.invoke(command, [str(tiny), *BRIEF, "--json"], catch_exceptions=False).stdout)
+    assert [(row["tokens"], row["depth"]) for row in told["decode"]] == [(16, 0), (16, 100)]
+    limit, [prefill] = told["limits"]["prefill_tokens_per_second"], told["prefill"]
+    assert prefill["fraction_of_limit"] == pytest.approx(prefill["tokens_per_second"] / limit)
+    shown = runner.invoke(command, [str(tiny), *BRIEF], catch_exceptions=False).stdout
+    for measure in ("isa", "limit: read", "limit: int8", "prefill 32", "decode at 100", "2 streams", "load", "memory"):
         assert any(line.startswith(measure) for line in shown.splitlines()), measure
 
 
-def test_the_bench_runs_under_the_settings_given(short: Path) -> None:
-    words = [str(short), "--isa", "portable", "--threads", "1", "--json"]
+def test_the_bench_runs_under_the_settings_given(tiny: Path) -> None:
+    words = [str(tiny), *BRIEF, "--isa", "portable", "--threads", "1", "--json"]
     facts = json.loads(CliRunner().invoke(command, words, catch_exceptions=False).stdout)["facts"]
     assert (facts["isa"], facts["threads"]) == ("portable", 1)
+
+
+def test_a_model_and_a_shape_together_and_lists_that_are_none_are_refused(tiny: Path) -> None:
+    runner = CliRunner()
+    assert "not both" in str(runner.invoke(command, [str(tiny), "--shape", "qwen2.5-0.5b"]).exception)
+    refused = runner.invoke(command, [str(tiny), "--streams", "1,many"])
+    assert refused.exit_code == 2
+    assert "whole numbers such as 1,8,32" in refused.stderr

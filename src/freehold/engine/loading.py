@@ -7,6 +7,7 @@ the program.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -61,29 +62,57 @@ def load_weights(checkpoint: Checkpoint, program: Program, precision: Precision 
         FormatError: a tensor is missing or has the wrong shape; names it with expected and found.
         UnsupportedError: the checkpoint has layer tensors that the architecture doesn't use.
     """
-    if precision not in PRECISIONS:
-        raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
-    used = {source for spec in program.weights.values() for source in spec.sources}
-    _check_names(checkpoint, used)
-    shapes = _expected_shapes(program)
-    loader = _Loader(checkpoint, precision)
-    weights: dict[str, Matrix | F32] = {}
-    shared: dict[tuple[str, tuple[str, ...]], Matrix | F32] = {}
-    for name, spec in program.weights.items():
-        key = (spec.kind, spec.sources)
-        if not spec.sources or key not in shared:
-            loaded = loader.load(spec)
+    reader = WeightReader(checkpoint, program, precision)
+    read = dict(reader)
+    weights = {name: read[first] for name, first in first_names(program).items()}
+    return LoadedWeights(weights, reader.parameters, reader.stored_bytes, reader.notes())
+
+
+def first_names(program: Program) -> dict[str, str]:
+    """Each of a program's weights, and the first that is made from the same tensors: they share one object."""
+    first: dict[tuple[str, tuple[str, ...]], str] = {}
+    return {
+        name: first.setdefault((spec.kind, spec.sources), name) if spec.sources else name
+        for name, spec in program.weights.items()
+    }
+
+
+class WeightReader:
+    """A program's weights, one after the other; those made from the same tensors once, by their first name.
+
+    Args:
+        precision: see `load_weights`, which has the errors, too: names are checked at once, shapes as they are read.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, program: Program, precision: Precision) -> None:
+        if precision not in PRECISIONS:
+            raise UsageError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+        used = {source for spec in program.weights.values() for source in spec.sources}
+        _check_names(checkpoint, used)
+        infos = [checkpoint.info(name) for name in used]
+        self.parameters = sum(math.prod(info.shape) for info in infos)
+        self.stored_bytes = sum(info.nbytes for info in infos)
+        self._checkpoint = checkpoint
+        self._program = program
+        self._loader = _Loader(checkpoint, precision)
+
+    def __iter__(self) -> Iterator[tuple[str, Matrix | F32]]:
+        shapes = expected_shapes(self._program)
+        for name, first in first_names(self._program).items():
+            if name != first:
+                continue
+            spec = self._program.weights[name]
+            loaded = self._loader.load(spec)
             if loaded.shape != shapes[name]:
                 where = " + ".join(spec.sources) or name
-                raise FormatError(f"{checkpoint.path}: {where} must have shape {shapes[name]}, found {loaded.shape}")
-            shared[key] = loaded
-            weights[name] = loaded
-        else:
-            weights[name] = shared[key]
-    infos = [checkpoint.info(name) for name in used]
-    return LoadedWeights(
-        weights, sum(math.prod(info.shape) for info in infos), sum(info.nbytes for info in infos), loader.notes()
-    )
+                raise FormatError(
+                    f"{self._checkpoint.path}: {where} must have shape {shapes[name]}, found {loaded.shape}"
+                )
+            yield name, loaded
+
+    def notes(self) -> list[str]:
+        """What was not taken as stored so far, and why."""
+        return self._loader.notes()
 
 
 def load_weight(checkpoint: Checkpoint, spec: WeightSpec, precision: Precision) -> Matrix | F32:
@@ -180,7 +209,7 @@ def _check_names(checkpoint: Checkpoint, used: set[str]) -> None:
         )
 
 
-def _expected_shapes(program: Program) -> dict[str, tuple[int, ...]]:
+def expected_shapes(program: Program) -> dict[str, tuple[int, ...]]:
     """The shape of every weight, from the operations that use it."""
     shapes: dict[str, tuple[int, ...]] = {}
     for op in program.ops:

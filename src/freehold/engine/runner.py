@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Protocol
@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from freehold.engine.blocks import PageAllocator
 from freehold.engine.embedding import HIDDEN, FinalNorm
 from freehold.engine.grammar import Compilation, Grammars, Vocabulary, beginning
-from freehold.engine.loading import Precision, load_weights
+from freehold.engine.loading import LoadedWeights, Precision, load_weights
 from freehold.engine.memory import give_back, kv_pages
 from freehold.engine.models import program_for
+from freehold.engine.packed import packed_weights
 from freehold.engine.request import EngineStats, GenerateRequest, ModelFacts, TokenOutput, limit_of
 from freehold.engine.sampler import Sampled, SamplerState, sample
 from freehold.engine.scheduler import Chunk, Scheduler, step_of
@@ -29,6 +30,8 @@ from freehold.errors import FreeholdError, UnsupportedError, UsageError
 from freehold.formats.checkpoint import open_checkpoint
 from freehold.kernels import make_executor
 from freehold.kernels.cpu import choose_threads, choose_tier
+from freehold.kernels.executor import PackedMatrix
+from freehold.kernels.matrix import Matrix
 from freehold.kernels.program import PAGE, Program, Step
 from freehold.settings import EngineSettings
 
@@ -48,6 +51,9 @@ class Executor(Protocol):
 
     def buffer(self, name: str, rows: int) -> NDArray[np.float32]:
         """A copy of the first rows of a buffer as the last step left it."""
+
+    def copy_page(self, source: int, target: int) -> None:
+        """Copy one KV page, in all layers, onto another."""
 
 
 class Engine:
@@ -92,32 +98,63 @@ class Engine:
             FormatError, UnsupportedError, UsageError: see `models.program_for`, `loading`, `memory`.
         """
         begin = time.perf_counter()
+        tier = choose_tier(settings.isa)
+        weights: Mapping[str, Matrix | PackedMatrix | NDArray[np.float32]]
         with open_checkpoint(model) as checkpoint:
             program = program_for(checkpoint.config, guard=precision == "stored")
-            weights = load_weights(checkpoint, program, precision)
+            if precision == "stored" and tier.value != "reference":
+                weights, facts = packed_weights(checkpoint, program, keep=settings.packed_weights == "cache")
+            else:
+                facts = load_weights(checkpoint, program, precision)
+                weights, facts = facts.weights, replace(facts, weights={})
+        return cls.of(
+            program,
+            weights,
+            facts,
+            settings,
+            precision=precision,
+            vocabulary=lambda: Vocabulary.of(model, program.vocabulary),
+            begin=begin,
+        )
+
+    @classmethod
+    def of(
+        cls,
+        program: Program,
+        weights: Mapping[str, Matrix | PackedMatrix | NDArray[np.float32]],
+        loaded: LoadedWeights,
+        settings: EngineSettings,
+        *,
+        precision: Precision = "stored",
+        vocabulary: Callable[[], Vocabulary] | None = None,
+        begin: float | None = None,
+    ) -> Engine:
+        """An engine of weights that are read already.
+
+        Args:
+            weights: of the whole program; `loaded` are their facts.
+            begin: when loading began, by `time.perf_counter`.
+
+        Raises:
+            UsageError: see `memory.kv_pages`.
+        """
+        begin = time.perf_counter() if begin is None else begin
         pages = kv_pages(program, settings, served_context(program, settings))
         tier, (threads, threads_reason) = choose_tier(settings.isa), choose_threads(settings.threads)
         executor = make_executor(
-            program, weights.weights, pages=pages, kv_dtype=settings.kv_dtype, threads=threads, tier=tier.value
+            program, weights, pages=pages, kv_dtype=settings.kv_dtype, threads=threads, tier=tier.value
         )
-        norm = FinalNorm.of(program, weights.weights)
-        weights = replace(weights, weights={})  # the executor has packed them
+        norm = FinalNorm.of(program, weights)
+        del weights  # the executor has what it needs
         give_back()
-        engine = cls(
-            program,
-            executor,
-            settings,
-            pages=pages,
-            vocabulary=lambda: Vocabulary.of(model, program.vocabulary),
-            norm=norm,
-        )
+        engine = cls(program, executor, settings, pages=pages, vocabulary=vocabulary, norm=norm)
         engine._facts = ModelFacts(
             architecture=program.architecture,
             context=engine.context,
             vocabulary=program.vocabulary,
-            parameters=weights.parameters,
-            bits_per_weight=weights.bits_per_weight,
-            weight_bytes=weights.stored_bytes,
+            parameters=loaded.parameters,
+            bits_per_weight=loaded.bits_per_weight,
+            weight_bytes=loaded.stored_bytes,
             precision=precision,
             isa=tier.value,
             isa_reason=tier.reason,
@@ -127,7 +164,7 @@ class Engine:
             kv_pages=pages,
             load_seconds=time.perf_counter() - begin,
             pid=os.getpid(),
-            notes=weights.notes,
+            notes=loaded.notes,
         )
         return engine
 
@@ -196,6 +233,18 @@ class Engine:
             self._scheduler.remove(sequence)
         self._compiling = [pending for pending in self._compiling if pending[0] is not sequence]
         return _ending(sequence, "cancelled")
+
+    def pretend(self, request_id: str, tokens: int) -> None:
+        """For benches: take so many tokens of a prompt as computed; its pages become copies of its first one.
+
+        The request must have begun, with at least one whole page.
+        """
+        sequence = self._scheduler.find(request_id)
+        if sequence is None or not PAGE <= sequence.computed <= tokens < len(sequence.tokens):
+            raise ValueError(f"request {request_id} has not computed a page of more than {tokens} tokens")
+        for page in sequence.pages[1:]:
+            self.executor.copy_page(sequence.pages[0], page)
+        sequence.computed = tokens
 
     def step(self) -> list[TokenOutput]:
         """One pass through the model; the tokens it gave."""
