@@ -33,36 +33,49 @@ def plain(config: dict[str, Any], values: dict[str, F64], tokens: list[int]) -> 
     def linear(x: F64, module: str) -> F64:
         return x @ values[f"{module}.weight"].T + values.get(f"{module}.bias", 0.0)
 
-    angle = np.outer(np.arange(count), config["rope_theta"] ** (-np.arange(0, dim, 2) / dim))
-    turn = np.exp(1j * angle)[:, None, :]
+    gemma = config["model_type"] == "gemma3_text"
+    extra = 1.0 if gemma else 0.0
 
-    def rotate(x: F64) -> F64:
+    def rotate(x: F64, theta: float) -> F64:
+        turn = np.exp(1j * np.outer(np.arange(count), theta ** (-np.arange(0, dim, 2) / dim)))[:, None, :]
         turned = (x[..., : dim // 2] + 1j * x[..., dim // 2 :]) * turn
         return np.concatenate([turned.real, turned.imag], axis=-1)
 
-    x = values["model.embed_tokens.weight"][tokens]
+    def gain(module: str) -> F64:
+        return values[f"{module}.weight"] + extra
+
+    x = values["model.embed_tokens.weight"][tokens] * (math.sqrt(config["hidden_size"]) if gemma else 1.0)
     for layer in range(config["num_hidden_layers"]):
         here = f"model.layers.{layer}"
-        h = norm(x, values[f"{here}.input_layernorm.weight"], eps)
+        h = norm(x, gain(f"{here}.input_layernorm"), eps)
         q = linear(h, f"{here}.self_attn.q_proj").reshape(count, heads, dim)
         k = linear(h, f"{here}.self_attn.k_proj").reshape(count, kv_heads, dim)
         v = linear(h, f"{here}.self_attn.v_proj").reshape(count, kv_heads, dim)
         if f"{here}.self_attn.q_norm.weight" in values:
-            q = norm(q, values[f"{here}.self_attn.q_norm.weight"], eps)
-            k = norm(k, values[f"{here}.self_attn.k_norm.weight"], eps)
-        q, k = rotate(q), rotate(k)
+            q = norm(q, gain(f"{here}.self_attn.q_norm"), eps)
+            k = norm(k, gain(f"{here}.self_attn.k_norm"), eps)
+        local = gemma and (layer + 1) % config["sliding_window_pattern"] != 0
+        theta = config["rope_local_base_freq"] if local else config["rope_theta"]
+        q, k = rotate(q, theta), rotate(k, theta)
         k, v = np.repeat(k, heads // kv_heads, axis=1), np.repeat(v, heads // kv_heads, axis=1)
-        scores = np.einsum("qhd,khd->hqk", q, k) / math.sqrt(dim)
-        scores = np.where(np.tril(np.ones((count, count), bool)), scores, -np.inf)
+        scores = np.einsum("qhd,khd->hqk", q, k) / math.sqrt(config.get("query_pre_attn_scalar", dim))
+        distance = np.arange(count)[:, None] - np.arange(count)[None, :]
+        reach = config["sliding_window"] if local else count
+        scores = np.where((distance >= 0) & (distance < reach), scores, -np.inf)
         weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
         weights /= weights.sum(axis=-1, keepdims=True)
         attended = np.einsum("hqk,khd->qhd", weights, v).reshape(count, heads * dim)
-        x = x + linear(attended, f"{here}.self_attn.o_proj")
-        h = norm(x, values[f"{here}.post_attention_layernorm.weight"], eps)
+        attended = linear(attended, f"{here}.self_attn.o_proj")
+        x = x + (norm(attended, gain(f"{here}.post_attention_layernorm"), eps) if gemma else attended)
+        before = "pre_feedforward_layernorm" if gemma else "post_attention_layernorm"
+        h = norm(x, gain(f"{here}.{before}"), eps)
         gate = linear(h, f"{here}.mlp.gate_proj")
-        x = x + linear(gate / (1 + np.exp(-gate)) * linear(h, f"{here}.mlp.up_proj"), f"{here}.mlp.down_proj")
-    head = "model.embed_tokens" if config.get("tie_word_embeddings") else "lm_head"
-    return linear(norm(x, values["model.norm.weight"], eps), head)
+        tanh = np.tanh(math.sqrt(2 / math.pi) * (gate + 0.044715 * gate**3))
+        gate = gate / 2 * (1 + tanh) if gemma else gate / (1 + np.exp(-gate))
+        inner = linear(gate * linear(h, f"{here}.mlp.up_proj"), f"{here}.mlp.down_proj")
+        x = x + (norm(inner, gain(f"{here}.post_feedforward_layernorm"), eps) if gemma else inner)
+    head = "model.embed_tokens" if config.get("tie_word_embeddings", gemma) else "lm_head"
+    return linear(norm(x, gain("model.norm"), eps), head)
 
 
 CASES: dict[str, dict[str, Any]] = {
@@ -76,6 +89,20 @@ CASES: dict[str, dict[str, Any]] = {
         "model_type": "qwen3",
         "head_dim": 32,
         "tie_word_embeddings": False,
+    },
+    "gemma3": {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "hidden_act": None,
+        "num_hidden_layers": 4,
+        "head_dim": 32,
+        "num_key_value_heads": 1,
+        "sliding_window": 11,
+        "sliding_window_pattern": 3,
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 1e4,
+        "query_pre_attn_scalar": 20,
+        "tie_word_embeddings": None,
     },
 }
 
@@ -104,6 +131,7 @@ def test_each_family_has_the_tensors_that_make_it_special() -> None:
     assert "self_attn.o_proj.bias" not in sources("qwen2")
     assert {"self_attn.o_proj.bias", "mlp.down_proj.bias"} <= sources("llama with biases")
     assert {"self_attn.q_norm.weight", "self_attn.k_norm.weight"} <= sources("qwen3")
+    assert {"pre_feedforward_layernorm.weight", "post_feedforward_layernorm.weight"} <= sources("gemma3")
     assert not any(name.endswith("bias") for name in sources("llama") | sources("mistral") | sources("qwen3"))
 
 
@@ -181,6 +209,48 @@ def test_an_impossible_config_is_refused_with_the_reason(changes: dict[str, Any]
 def test_arithmetic_we_do_not_have_is_refused_rather_than_ignored(changes: dict[str, Any]) -> None:
     with pytest.raises(UnsupportedError, match=r"hidden_act|partial_rotary|longrope|dynamic"):
         program_for(tiny.config(**changes))
+
+
+GEMMA = CASES["gemma3"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"hidden_activation": "gelu"}, "hidden_activation"),
+        ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping"),
+        ({"final_logit_softcapping": 30.0}, "final_logit_softcapping"),
+        ({"use_bidirectional_attention": True}, "use_bidirectional_attention"),
+    ],
+)
+def test_a_gemma_that_computes_something_else_is_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(UnsupportedError, match=words):
+        program_for(tiny.config(**GEMMA | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"sliding_window": None}, "sliding_window is missing"),
+        ({"sliding_window": 0}, "sliding_window"),
+        ({"layer_types": ["full_attention"]}, "layer_types must name one of .* for each of 4 layers"),
+        ({"layer_types": ["full_attention"] * 3 + ["local"]}, "layer_types"),
+        ({"layer_types": "full_attention"}, "layer_types"),
+        ({"sliding_window_pattern": 0}, "sliding_window_pattern"),
+        ({"query_pre_attn_scalar": 0}, "query_pre_attn_scalar"),
+        ({"rope_local_base_freq": "1e4"}, "rope_local_base_freq"),
+        ({"rope_parameters": {"sliding_attention": 3}}, "sliding_attention must be an object"),
+    ],
+)
+def test_an_impossible_gemma_is_refused_by_its_key(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(FormatError, match=words):
+        program_for(tiny.config(**GEMMA | changes))
+
+
+def test_a_gemma_serves_its_whole_context_as_its_program_has_the_windows() -> None:
+    program = program_for(tiny.config(**GEMMA))
+    windows = [op.attrs.get("window", 0) for op in program.ops if op.kind == "attention"]
+    assert (windows, program.context) == ([11, 11, 0, 11], 1024)
 
 
 def test_no_config_value_gets_past_as_anything_but_a_freehold_error() -> None:

@@ -13,7 +13,7 @@ from freehold.engine.models import program_for
 from freehold.engine.tape import Tape
 from freehold.kernels import make_executor
 from freehold.kernels.matrix import Matrix
-from freehold.kernels.program import Step
+from freehold.kernels.program import Program, Step
 
 LENGTH = 12
 
@@ -31,7 +31,14 @@ FAMILIES = {
     "llama": {},
     "qwen2": {"architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2"},
     "qwen3": {"architectures": ["Qwen3ForCausalLM"], "model_type": "qwen3"},
-}
+    "gemma3": {"architectures": ["Gemma3ForCausalLM"], "model_type": "gemma3_text", "hidden_act": None,
+               "sliding_window": 5, "sliding_window_pattern": 2, "query_pre_attn_scalar": 9},
+}  # fmt: skip
+
+
+def scale_of(program: Program) -> np.float32:
+    """What embeddings are multiplied with: streams of another size would be too small for the steps taken here."""
+    return np.float32(next(op.attrs["scale"] for op in program.ops if op.kind == "embed"))
 
 
 def run(program, weights, x):  # type: ignore[no-untyped-def]
@@ -53,7 +60,7 @@ def test_forwards_it_gives_the_logits_of_the_reference(architecture: str) -> Non
     expected = make_executor(program, weights, pages=1, kv_dtype="f32", tier="reference").run(step)
     table = weights["embed"]
     assert isinstance(table, Matrix)
-    found = run(program, plain(weights), table.rows(tokens)).values["logits"]
+    found = run(program, plain(weights), table.rows(tokens) * scale_of(program)).values["logits"]
     assert np.allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -62,7 +69,7 @@ def test_backwards_it_gives_what_finite_differences_give(architecture: str) -> N
     program, loaded = model(architecture)
     weights = plain(loaded)
     random = np.random.default_rng(0)
-    x = random.normal(0, 1, (LENGTH, program.buffers["x"].columns)).astype(np.float32)
+    x = random.normal(0, 1, (LENGTH, program.buffers["x"].columns)).astype(np.float32) * scale_of(program)
     slope = random.normal(0, 1, (LENGTH, program.vocabulary)).astype(np.float32)
     tape = run(program, weights, x)
     gradient = tape.backward({"logits": slope.copy()})["x"]

@@ -11,11 +11,12 @@ import pytest
 from freehold.errors import FormatError, UnsupportedError
 from freehold.formats import open_checkpoint
 from freehold.formats.checkpoint import Checkpoint
+from freehold.formats.gguf import GGUFFile
 from freehold.formats.tensors import QuantizedTensor
 from tests.formats.building import ARRAY, F32, MINIMAL, PARTS, STRING, U32, Part, array, changed, f32, gguf, value
 
 VECTORS = Path(__file__).parents[1] / "vectors" / "gguf"
-FAMILIES = ["tiny-llama", "tiny-qwen2", "tiny-qwen3"]
+FAMILIES = ["tiny-llama", "tiny-qwen2", "tiny-qwen3", "tiny-gemma3"]
 
 
 @pytest.fixture(params=FAMILIES)
@@ -99,6 +100,27 @@ def test_metadata_becomes_the_keys_of_a_config() -> None:
         }
 
 
+def test_gemmas_windows_and_ropes_are_in_its_config_and_norms_lose_the_1_they_are_stored_with() -> None:
+    with open_checkpoint(VECTORS / "tiny-gemma3.gguf") as checkpoint, GGUFFile(checkpoint.path) as file:
+        config, name = checkpoint.config, "model.layers.1.self_attn.k_norm.weight"
+        stored = file.load("blk.1.attn_k_norm.weight")
+        assert isinstance(stored, np.ndarray)
+        np.testing.assert_array_equal(checkpoint.float32(name), stored - np.float32(1))
+    expected = {
+        "architectures": ["Gemma3ForCausalLM"],
+        "model_type": "gemma3_text",
+        "hidden_activation": "gelu_pytorch_tanh",
+        "sliding_window": 7,
+        "sliding_window_pattern": 6,
+        "rope_theta": 500000.0,
+        "rope_local_base_freq": 10000.0,
+        "query_pre_attn_scalar": 16,
+        "tie_word_embeddings": True,
+    }
+    assert {key: config.get(key) for key in expected} == expected
+    assert "hidden_act" not in config
+
+
 def test_a_model_without_an_output_matrix_has_tied_embeddings() -> None:
     with open_checkpoint(VECTORS / "tiny-qwen2.gguf") as checkpoint:
         assert checkpoint.config["tie_word_embeddings"] is True
@@ -165,7 +187,7 @@ def test_an_unknown_architecture_is_named_and_so_are_the_known_ones(tmp_path: Pa
     (tmp_path / "x.gguf").write_bytes(gguf({"general.architecture": value(STRING, "mamba")}))
     with pytest.raises(UnsupportedError, match="unknown architecture 'mamba'") as caught:
         open_checkpoint(tmp_path / "x.gguf")
-    assert caught.value.hint == "known: llama, qwen2, qwen3"
+    assert caught.value.hint == "known: llama, qwen2, qwen3, gemma3"
 
 
 @pytest.mark.parametrize("key", [key for key in MINIMAL if key not in ("llama.attention.head_count_kv",)])

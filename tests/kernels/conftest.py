@@ -31,9 +31,18 @@ def quantized(
 
 
 def tiny_program(
-    heads: int = 4, kv_heads: int = 2, dim: int = 16, layers: int = 2, vocabulary: int = 67, context: int = 512
+    heads: int = 4,
+    kv_heads: int = 2,
+    dim: int = 16,
+    layers: int = 2,
+    vocabulary: int = 67,
+    context: int = 512,
+    window: int = 0,
 ) -> Program:
-    """A two-layer decoder with every operation of the instruction set, on awkward sizes."""
+    """A two-layer decoder with every operation of the instruction set, on awkward sizes; `window` in the first layer.
+
+    The last layer's branches are normed before they are added, and gated by GELU.
+    """
     hidden, inner = 72, 88
     qkv = (heads + 2 * kv_heads) * dim
     ops = [
@@ -41,7 +50,8 @@ def tiny_program(
         Op("rope_table", "table", (), ("inv_freq",), {"factor": 1.1}),
     ]
     for layer in range(layers):
-        here = f"{layer}."
+        here, last = f"{layer}.", layer == layers - 1
+        branch, adds = ("h", 0) if last else ("x", 1)
         ops += [
             Op("rmsnorm", "h", ("x",), (here + "norm1",), {"eps": 1e-5, "offset": 0.5}),
             Op("linear", "qkv", ("h",), (here + "qkv", here + "qkv_bias")),
@@ -53,13 +63,22 @@ def tiny_program(
                 "a",
                 ("qkv",),
                 (),
-                {"layer": layer, "heads": heads, "kv_heads": kv_heads, "head_dim": dim, "scale": dim**-0.5},
+                {
+                    "layer": layer,
+                    "heads": heads,
+                    "kv_heads": kv_heads,
+                    "head_dim": dim,
+                    "scale": dim**-0.5,
+                    "window": 0 if layer else window,
+                },
             ),
-            Op("linear", "x", ("a",), (here + "o",), {"accumulate": 1}),
+            Op("linear", branch, ("a",), (here + "o",), {"accumulate": adds}),
+            *_added(here + "norm_o", last),
             Op("rmsnorm", "h", ("x",), (here + "norm2",), {"eps": 1e-5}),
             Op("linear", "gu", ("h",), (here + "gate_up",)),
-            Op("silu_mul", "m", ("gu",)),
-            Op("linear", "x", ("m",), (here + "down",), {"accumulate": 1}),
+            Op("gelu_mul" if last else "silu_mul", "m", ("gu",)),
+            Op("linear", branch, ("m",), (here + "down",), {"accumulate": adds}),
+            *_added(here + "norm_down", last),
         ]
     ops += [
         Op("gather", "last", ("x",)),
@@ -80,6 +99,10 @@ def tiny_program(
     }
     weights = {name: WeightSpec((name,)) for op in ops for name in op.weights}
     return Program("tiny", buffers, tuple(ops), weights, layers, heads, kv_heads, dim, vocabulary, context)
+
+
+def _added(name: str, wanted: bool) -> list[Op]:
+    return [Op("rmsnorm", "x", ("h",), (name,), {"eps": 1e-5, "offset": 1.0, "accumulate": 1})] if wanted else []
 
 
 def tiny_weights(program: Program, precision: str, seed: int = 0) -> dict[str, Matrix | np.ndarray]:

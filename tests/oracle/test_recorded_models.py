@@ -20,8 +20,8 @@ TIERS = ("reference", *available_tiers())
 
 def test_every_family_has_a_recorded_model() -> None:
     types = {json.loads((recorded.MODELS / name / "config.json").read_text())["model_type"] for name in recorded.TINY}
-    assert types == {"llama", "qwen2", "qwen3"}
-    assert len(recorded.TINY) == 7
+    assert types == {"llama", "qwen2", "qwen3", "gemma3_text"}
+    assert len(recorded.TINY) == 9
 
 
 @pytest.mark.parametrize("tier", TIERS)
@@ -56,6 +56,10 @@ def test_64_greedy_tokens_are_those_of_transformers(name: str, tier: str) -> Non
         ("qwen3-tied", {"rope_parameters": {"rope_type": "default", "rope_theta": 500000.0}}),
         ("llama-rope-llama3", {"rope_scaling": None}),
         ("llama-tied", {"rms_norm_eps": 1e-2}),
+        ("gemma3-tied", {"sliding_window": 23}),
+        ("gemma3-tied", {"query_pre_attn_scalar": 17}),
+        ("gemma3-old-keys", {"rope_local_base_freq": 110.0}),
+        ("gemma3-old-keys", {"rope_scaling": None}),
         ("qwen2-tied", {"num_attention_heads": 2, "num_key_value_heads": 1}),
     ],
 )

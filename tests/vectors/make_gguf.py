@@ -80,7 +80,7 @@ def metadata() -> None:
 def tiny(family: str, rng: np.random.Generator, *, tied: bool, file: str = "", hidden: int = 32) -> None:
     """One tiny model and, unless it has rope factors, its tensors by transformers."""
     vocabulary, heads, kv_heads, wide = 24, 4, 2, 64
-    dim = 16 if "qwen3" in family else hidden // heads
+    dim = 16 if family in ("tiny-qwen3", "tiny-gemma3") else hidden // heads
     writer = gguf.GGUFWriter(HERE / f"{file or family}.gguf", family.removeprefix("tiny-"))
     writer.add_block_count(2)
     writer.add_context_length(512)
@@ -94,6 +94,8 @@ def tiny(family: str, rng: np.random.Generator, *, tied: bool, file: str = "", h
     writer.add_rope_freq_base(500000.0)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(vocabulary)
+    if "gemma3" in family:
+        writer.add_sliding_window(7)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
 
@@ -110,12 +112,16 @@ def tiny(family: str, rng: np.random.Generator, *, tied: bool, file: str = "", h
         add(blk + "attn_output.weight", (hidden, heads * dim), "Q5_1")
         for part, shape in {"gate": (wide, hidden), "up": (wide, hidden), "down": (hidden, wide)}.items():
             add(f"{blk}ffn_{part}.weight", shape, "BF16" if part == "up" else "Q4_1")
-        for norm in ("attn_norm", "ffn_norm"):
+        for norm in (
+            "attn_norm",
+            "ffn_norm",
+            *(("post_attention_norm", "post_ffw_norm") if "gemma3" in family else ()),
+        ):
             add(f"{blk}{norm}.weight", (hidden,), "F32")
         if "qwen2" in family:
             for part, rows in {"q": heads * dim, "k": kv_heads * dim, "v": kv_heads * dim}.items():
                 add(f"{blk}attn_{part}.bias", (rows,), "F32")
-        if "qwen3" in family:
+        if family in ("tiny-qwen3", "tiny-gemma3"):
             for part in "qk":
                 add(f"{blk}attn_{part}_norm.weight", (dim,), "F32")
     add("output_norm.weight", (hidden,), "F32")
@@ -127,7 +133,7 @@ def tiny(family: str, rng: np.random.Generator, *, tied: bool, file: str = "", h
     if not file:
         # Given, because transformers takes no head size from Qwen3 files.
         config = AutoConfig.for_model(
-            family.removeprefix("tiny-"),
+            family.removeprefix("tiny-") + ("_text" if "gemma3" in family else ""),
             hidden_size=hidden,
             intermediate_size=wide,
             num_hidden_layers=2,
@@ -168,3 +174,4 @@ if __name__ == "__main__":
     tiny("tiny-qwen2", generator, tied=True)
     tiny("tiny-qwen3", generator, tied=False)
     tiny("tiny-llama", generator, tied=True, file="tiny-llama3")
+    tiny("tiny-gemma3", np.random.default_rng(20260102), tied=True)

@@ -33,7 +33,7 @@ import gguf
 import numpy as np
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Qwen2Config, Qwen3Config
+from transformers import AutoModelForCausalLM, AutoTokenizer, Gemma3TextConfig, LlamaConfig, Qwen2Config, Qwen3Config
 
 HERE = Path(__file__).parent / "models"
 PROMPT, OUTPUT = 48, 64
@@ -65,6 +65,8 @@ class Tiny:
     dtype: torch.dtype = torch.bfloat16
     shard: str = "10MB"
     old_rope_keys: bool = False
+    gain_offset: float = 0.0
+    """What the family adds to the weights of its norms."""
     ablations: tuple[dict[str, Any], ...] = ()
 
 
@@ -78,6 +80,18 @@ _LLAMA3 = {
     "original_max_position_embeddings": 32,
 }  # fmt: skip
 _LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
+_TWO_ROPES = {
+    "full_attention": {"rope_type": "default", "rope_theta": 1000000.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
+_ONE_ROPE = dict.fromkeys(_TWO_ROPES, _TWO_ROPES["full_attention"])
+_SCALED_ROPES = {
+    "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 4.0},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+}
+_GEMMA = {
+    "hidden_activation": "gelu_pytorch_tanh", "pad_token_id": 0, "tie_word_embeddings": True, "query_pre_attn_scalar": 16,
+}  # fmt: skip
 _PLAIN_ROPE = ({"rope_parameters": _DEFAULT},)
 
 _FAR = {"rope_type": "default", "rope_theta": 1000000.0}
@@ -111,6 +125,23 @@ TINY = {
     "qwen3-tied": Tiny(Qwen3Config, {**_TIED, "head_dim": 32, "rope_parameters": _FAR}),
     "qwen3-untied": Tiny(
         Qwen3Config, {**_UNTIED, "head_dim": 32, "num_key_value_heads": 1, "rope_parameters": _DEFAULT}
+    ),
+    "gemma3-tied": Tiny(
+        Gemma3TextConfig,
+        {**_GEMMA, "head_dim": 32, "num_key_value_heads": 1, "num_hidden_layers": 3, "sliding_window": 24,
+         "layer_types": ["sliding_attention", "full_attention", "sliding_attention"], "rope_parameters": _TWO_ROPES},
+        gain_offset=1.0,
+        ablations=({"sliding_window": 256}, {"rope_parameters": _ONE_ROPE}, {"query_pre_attn_scalar": 32},
+                   {"hidden_activation": "silu"}),
+    ),
+    "gemma3-old-keys": Tiny(
+        Gemma3TextConfig,
+        {**_GEMMA, "head_dim": 16, "num_hidden_layers": 4, "sliding_window": 9, "sliding_window_pattern": 2,
+         "rope_parameters": _SCALED_ROPES},
+        torch.float32,
+        old_rope_keys=True,
+        gain_offset=1.0,
+        ablations=({"sliding_window": 10}, {"sliding_window_pattern": 3}, {"rope_parameters": _TWO_ROPES}),
     ),
 }  # fmt: skip
 
@@ -150,7 +181,7 @@ def build(tiny: Tiny, seed: int) -> Any:
         for name, parameter in model.named_parameters():
             if name.endswith("norm.weight"):
                 # Signs too: with tied embeddings an all-positive last norm would only repeat its input.
-                parameter.uniform_(0.5, 1.5).mul_(torch.randint(0, 2, parameter.shape) * 2 - 1)
+                parameter.uniform_(0.5, 1.5).mul_(torch.randint(0, 2, parameter.shape) * 2 - 1).sub_(tiny.gain_offset)
             elif name.endswith("bias"):
                 parameter.normal_(0.0, 0.4)
             elif "embed_tokens" in name:
@@ -175,7 +206,7 @@ def _weakest_part(model: Any, tiny: Tiny, ids: torch.Tensor) -> float:
     full = logits_of(model, ids)
     effects = []
     for name, parameter in model.named_parameters():
-        with _left_out(parameter, 1.0 if name.endswith("norm.weight") else 0.0):
+        with _left_out(parameter, 1.0 - tiny.gain_offset if name.endswith("norm.weight") else 0.0):
             effects.append(relative(logits_of(model, ids), full))
     for change in tiny.ablations:
         other = AutoModelForCausalLM.from_config(
@@ -220,10 +251,15 @@ def _well_posed(model: Any, tiny: Tiny, prompt: torch.Tensor) -> bool:
 
 
 def _use_old_rope_keys(directory: Path) -> None:
-    """Write rope settings as published Llama 3 checkpoints have them: `rope_theta` and `rope_scaling`."""
+    """Write rope settings as published Llama 3 and Gemma 3 checkpoints have them: `rope_theta` and `rope_scaling`."""
     path = directory / "config.json"
     config = json.loads(path.read_text())
     rope = config.pop("rope_parameters")
+    if "sliding_attention" in rope:
+        config["rope_local_base_freq"] = rope.pop("sliding_attention")["rope_theta"]
+        config["sliding_window_pattern"] = config.pop("_sliding_window_pattern")
+        del config["layer_types"]
+        rope = rope.pop("full_attention")
     config["rope_theta"] = rope.pop("rope_theta")
     config["rope_scaling"] = rope
     path.write_text(json.dumps(config, indent=2) + "\n")

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from freehold.errors import UnsupportedError, UsageError
 from freehold.formats import Checkpoint, open_checkpoint
 from freehold.formats.gguf import GGUFFile
-from freehold.formats.gguf_checkpoint import FAMILIES, stored_name
+from freehold.formats.gguf_checkpoint import FAMILIES, architecture_of, norm_offset, stored_name
 from freehold.formats.gguf_writer import TYPE_NAMES, Entry, block_type, encode, inexact_scales, write_gguf
 from freehold.formats.pretokenizers import PRE_TOKENIZERS
 from freehold.formats.reading import read_json
-from freehold.formats.tensors import QuantizedTensor, Tensor
+from freehold.formats.tensors import QuantizedTensor, Tensor, to_float32
 
 _DROPPED = ("general.file_type", "general.quantization_version", "general.quantized_by", "split.")
 
@@ -47,9 +47,7 @@ def export_gguf(model: Path, source: Path, out: Path) -> Exported:
     if out.exists():
         raise UsageError(f"{out} exists already", hint="choose another name")
     with open_checkpoint(model) as checkpoint:
-        family = str(checkpoint.config.get("model_type"))
-        if family not in FAMILIES:
-            raise UnsupportedError(f"can't write {family[:60]!r} as GGUF", hint="known: " + ", ".join(FAMILIES))
+        family = architecture_of(str(checkpoint.config.get("model_type")))
         names = sorted(checkpoint.names(), key=lambda name: (not name.startswith("model.embed"), name))
         entries, types, rounded = [], Counter[str](), 0
         for name in names:
@@ -58,7 +56,7 @@ def export_gguf(model: Path, source: Path, out: Path) -> Exported:
             types[TYPE_NAMES[kind]] += 1
             rounded += inexact_scales(tensor, kind)
             shape = checkpoint.info(name).shape
-            entries.append(Entry(stored_name(name), kind, shape, _reader(checkpoint, family, name, kind)))
+            entries.append(Entry(stored_name(family, name), kind, shape, _reader(checkpoint, family, name, kind)))
         metadata = _metadata_of(source) if source.is_file() else _metadata_for(model, checkpoint.config)
         write_gguf(out, metadata | {"general.quantization_version": 2}, entries)
     return Exported(out.stat().st_size, dict(types), rounded)
@@ -67,6 +65,9 @@ def export_gguf(model: Path, source: Path, out: Path) -> Exported:
 def _reader(checkpoint: Checkpoint, family: str, name: str, kind: int) -> Any:
     def read() -> bytes:
         tensor = checkpoint.load(name)
+        offset = norm_offset(family, name)
+        if offset and isinstance(tensor, np.ndarray):
+            return encode(to_float32(tensor) + np.float32(offset), kind)
         order = _row_order(checkpoint.config, family, name, checkpoint.info(name).shape[0])
         return encode(tensor if order is None else _rows(tensor, order), kind)
 
@@ -95,7 +96,9 @@ def _metadata_of(source: Path) -> dict[str, Any]:
 
 
 def _metadata_for(model: Path, config: dict[str, Any]) -> dict[str, Any]:
-    kind = str(config["model_type"])
+    kind = architecture_of(str(config["model_type"]))
+    if FAMILIES[kind].gemma:
+        raise UnsupportedError("a Gemma model can be written as GGUF only where it came from a GGUF file")
     heads = int(config["num_attention_heads"])
     rope = config.get("rope_parameters") or {}
     scaling = config.get("rope_scaling") or rope

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from freehold.errors import UnsupportedError
 from freehold.kernels.program import Op
+from freehold.kernels.reference import gelu
 
 F32 = NDArray[np.float32]
 _f = np.float32
@@ -69,6 +70,7 @@ class Tape:
             "rope": self._rope,
             "attention": self._attention,
             "silu_mul": self._silu_mul,
+            "gelu_mul": self._gelu_mul,
             "gather": self._gather,
         }
         if op.kind not in known:
@@ -78,8 +80,13 @@ class Tape:
     def _rmsnorm(self, op: Op) -> None:
         x, source, out = self.values[op.inputs[0]], op.inputs[0], op.out
         gain = self._weights[op.weights[0]] + _f(op.attrs.get("offset", 0.0))
-        self.values[out], back = _norm(x, gain, op.attrs["eps"])
-        self._undo.append(lambda grads: _add(grads, source, back(grads.pop(out))))
+        normed, back = _norm(x, gain, op.attrs["eps"])
+        if op.attrs.get("accumulate"):
+            self.values[out] = self.values[out] + normed
+            self._undo.append(lambda grads: _add(grads, source, back(grads[out])))
+        else:
+            self.values[out] = normed
+            self._undo.append(lambda grads: _add(grads, source, back(grads.pop(out))))
 
     def _headnorm(self, op: Op) -> None:
         gain, out = self._weights[op.weights[0]] + _f(op.attrs.get("offset", 0.0)), op.out
@@ -152,7 +159,7 @@ class Tape:
         v = _by_head(qkv[:, (heads + kv_heads) * dim :], kv_heads)
         scores = (q @ k.transpose(0, 2, 1)).reshape(kv_heads, group, length, length)
         scores *= scale
-        scores += np.triu(np.full((length, length), -np.inf, _f), 1)
+        scores += _mask(length, int(op.attrs.get("window", 0)))
         scores -= scores.max(axis=-1, keepdims=True)
         p = np.exp(scores, out=scores)
         p /= p.sum(axis=-1, keepdims=True)
@@ -189,6 +196,18 @@ class Tape:
 
         self._undo.append(undo)
 
+    def _gelu_mul(self, op: Op) -> None:
+        x, source, out = self.values[op.inputs[0]], op.inputs[0], op.out
+        half = x.shape[1] // 2
+        up, (gate, slope) = x[:, half:], gelu(x[:, :half])
+        self.values[out] = gate * up
+
+        def undo(grads: dict[str, F32]) -> None:
+            given = grads.pop(out)
+            _add(grads, source, np.concatenate([given * up * slope, given * gate], axis=1))
+
+        self._undo.append(undo)
+
     def _gather(self, op: Op) -> None:
         source, out = op.inputs[0], op.out  # calibration wants the logits of every row
         self.values[out] = self.values[source]
@@ -198,6 +217,12 @@ class Tape:
         made = self.values[name].copy()
         made[:, columns] = values
         self.values[name] = made
+
+
+def _mask(length: int, window: int) -> F32:
+    """0 where a query sees a key, -inf where it comes later or (with a window) too early, [T, T]."""
+    full = np.full((length, length), -np.inf, _f)
+    return np.triu(full, 1) + (np.tril(full, -window) if window else _f(0))
 
 
 def _add(grads: dict[str, F32], name: str, value: F32) -> None:

@@ -1,7 +1,7 @@
 """A GGUF file as a Hugging Face checkpoint: config keys, tensor names and row order translated back.
 
 Knows how llama.cpp's converter (convert_hf_to_gguf.py and gguf-py's tensor_mapping.py) renames things for the Llama,
-Qwen2 and Qwen3 families; does not know what the tensors do.
+Qwen2, Qwen3 and Gemma 3 families; does not know what the tensors do.
 """
 
 from __future__ import annotations
@@ -32,12 +32,15 @@ class _Family:
     class_name: str
     interleaved: bool = False
     """Rows of q and k are stored in llama.cpp's order for rotary pairs (2i, 2i+1) and must be put back."""
+    gemma: bool = False
+    """Norms stand behind attention and MLP too, and are stored with the 1 that the model adds to their weights."""
 
 
 FAMILIES = {
     "llama": _Family("llama", "LlamaForCausalLM", interleaved=True),
     "qwen2": _Family("qwen2", "Qwen2ForCausalLM"),
     "qwen3": _Family("qwen3", "Qwen3ForCausalLM"),
+    "gemma3": _Family("gemma3_text", "Gemma3ForCausalLM", gemma=True),
 }
 
 _TOP = {
@@ -58,12 +61,36 @@ _LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_GEMMA_LAYER = _LAYER | {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 _LAYER_NAME = re.compile(r"blk\.(0|[1-9][0-9]{0,4})\.([a-z_]+)\.(weight|bias)", re.ASCII)
 _ROPE_FACTORS = "rope_freqs.weight"
 """Llama 3's rope scaling, written out per frequency; it returns to the config and is no tensor of the model."""
 
 
-def stored_name(name: str) -> str:
+def architecture_of(model_type: str) -> str:
+    """llama.cpp's name of a family.
+
+    Raises:
+        UnsupportedError: it has none here.
+    """
+    found = next((name for name, family in FAMILIES.items() if family.model_type == model_type), None)
+    if found is None:
+        known = ", ".join(family.model_type for family in FAMILIES.values())
+        raise UnsupportedError(f"can't write {model_type[:60]!r} as GGUF", hint=f"known: {known}")
+    return found
+
+
+def norm_offset(architecture: str, name: str) -> float:
+    """What a file's stored tensor has more than the model's own, of a Hugging Face name (LlamaModel's and Gemma's
+    `modify_tensors` in the converter)."""
+    return 1.0 if FAMILIES[architecture].gemma and name.endswith("norm.weight") else 0.0
+
+
+def stored_name(architecture: str, name: str) -> str:
     """llama.cpp's name of a Hugging Face tensor.
 
     Raises:
@@ -73,7 +100,8 @@ def stored_name(name: str) -> str:
     if name in back:
         return back[name]
     match = re.fullmatch(r"model\.layers\.(\d+)\.([a-z_.]+)\.(weight|bias)", name, re.ASCII)
-    stored = {hugging: stored for stored, hugging in _LAYER.items()}.get(match[2]) if match else None
+    layer = _GEMMA_LAYER if FAMILIES[architecture].gemma else _LAYER
+    stored = {hugging: stored for stored, hugging in layer.items()}.get(match[2]) if match else None
     if match is None or stored is None:
         raise UnsupportedError(f"GGUF has no name for the tensor {name[:100]}")
     return f"blk.{match[1]}.{stored}.{match[3]}"
@@ -115,6 +143,9 @@ class GGUFCheckpoint(CheckpointBase):
     def load(self, name: str) -> Tensor:
         """See `Checkpoint.load`."""
         tensor = self._file.load(self._stored(name))
+        offset = norm_offset(self._metadata.architecture, name)
+        if offset and isinstance(tensor, np.ndarray):
+            return to_float32(tensor) - np.float32(offset)
         heads = self._interleaved_heads(name)
         return tensor if heads is None else _take_rows(tensor, self._row_order(name, _rows(tensor), heads))
 
@@ -147,15 +178,16 @@ class GGUFCheckpoint(CheckpointBase):
     def _translate_names(self) -> dict[str, str]:
         layers = self._metadata.natural("block_count", MAX_LAYERS)
         names: dict[str, str] = {}
+        layer = _GEMMA_LAYER if self._metadata.family.gemma else _LAYER
         for stored in self._file.tensors:
             if stored in _TOP:
                 names[_TOP[stored]] = stored
                 continue
             match = _LAYER_NAME.fullmatch(stored)
-            if match and match[2] in _LAYER:
+            if match and match[2] in layer:
                 if int(match[1]) >= layers:
                     raise FormatError(f"{self.path}: tensor {stored!r} in a model of {layers} layers")
-                names[f"model.layers.{match[1]}.{_LAYER[match[2]]}.{match[3]}"] = stored
+                names[f"model.layers.{match[1]}.{layer[match[2]]}.{match[3]}"] = stored
             elif stored != _ROPE_FACTORS:
                 raise UnsupportedError(
                     f"{self.path}: tensor {stored!r} is not known for architecture {self._metadata.architecture}"
@@ -188,7 +220,7 @@ class GGUFCheckpoint(CheckpointBase):
             "num_attention_heads": heads,
             "num_key_value_heads": meta.natural("attention.head_count_kv", MAX_WIDTH, heads),
             "head_dim": head_dim,
-            "hidden_act": "silu",
+            **({} if meta.family.gemma else {"hidden_act": "silu"}),
             "rms_norm_eps": meta.positive("attention.layer_norm_rms_epsilon"),
             "rope_theta": theta,
             "rope_scaling": self._rope_scaling(theta, head_dim),
@@ -197,11 +229,25 @@ class GGUFCheckpoint(CheckpointBase):
             "tie_word_embeddings": "output.weight" not in self._file.tensors,
             "attention_bias": "model.layers.0.self_attn.q_proj.bias" in self._names,
         }
+        if meta.family.gemma:
+            config |= self._gemma_config(hidden // heads, head_dim)
         for key in ("bos", "eos"):
             token = self._file.metadata.get(f"tokenizer.ggml.{key}_token_id")
             if type(token) is int and 0 <= token < embedding[0]:
                 config[f"{key}_token_id"] = token
         return config
+
+    def _gemma_config(self, width: int, head_dim: int) -> dict[str, Any]:
+        """What Gemma 3 has besides; llama.cpp knows the pattern and the 27B model's scale by heart (llama-model.cpp)."""
+        meta = self._metadata
+        layers = meta.natural("block_count", MAX_LAYERS)
+        return {
+            "hidden_activation": "gelu_pytorch_tanh",
+            "sliding_window": meta.natural("attention.sliding_window", MAX_WIDTH),
+            "sliding_window_pattern": meta.natural("attention.sliding_window_pattern", MAX_LAYERS, 6),
+            "rope_local_base_freq": meta.positive("rope.freq_base_swa", 10000.0),
+            "query_pre_attn_scalar": width if layers == 62 else head_dim,
+        }
 
     def _rope_scaling(self, theta: float, head_dim: int) -> dict[str, Any] | None:
         meta = self._metadata

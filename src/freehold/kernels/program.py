@@ -7,14 +7,16 @@ Operations (`in`, `out` are buffers of float32 rows; T = rows of the step, R = r
 
     kind        inputs     weights        attrs                               meaning
     embed                  table [V, C]   scale                               out[t] = table[token[t]] * scale
-    rmsnorm     x          gain [C]       eps, offset                         out = x / rms(x) * (gain + offset)
+    rmsnorm     x          gain [C]       eps, offset, accumulate             out (+)= x / rms(x) * (gain + offset)
     linear      x          matrix [N, K]  column, accumulate                  out[:, column:column+N] (+)= x @ W.T (+ bias)
     headnorm               gain [D]       eps, offset, column, heads          in place: RMSNorm over each head of `out`
     rope_table             inv_freq       factor                              out[t] = cos(pos*f), sin(pos*f), times factor
     rope        table                     column, heads, head_dim             in place: rotate halves of each head of `out`
     attention   qkv                       layer, heads, kv_heads, head_dim,   store K and V, then attend over the pages
-                                          scale                               of the row's sequence
+                                          scale, window                       of the row's sequence; with a `window` each
+                                                                              query sees that many tokens, itself included
     silu_mul    x [T, 2C]                                                     out = silu(x[:, :C]) * x[:, C:]
+    gelu_mul    x [T, 2C]                                                     the same with GELU (by tanh)
     gather      x [T, C]                                                      out[r] = x[outputs[r]]
     residual    x [T, C]                  unit                                out = x - x rounded to int8 in groups of `unit`
 

@@ -7,6 +7,7 @@ the other operations agree to float32 rounding. Slow by design: used in tests an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import cast
 
@@ -111,6 +112,7 @@ class ReferenceExecutor:
             "rope": self._rope,
             "attention": self._attention,
             "silu_mul": self._silu_mul,
+            "gelu_mul": self._gelu_mul,
             "gather": self._gather,
             "residual": self._residual,
         }
@@ -144,7 +146,9 @@ class ReferenceExecutor:
 
     def _rmsnorm(self, op: Op, step: Step) -> None:
         gain = self._vector(op.weights[0]) + _f(op.attrs.get("offset", 0.0))
-        self.buffers[op.out][:] = _norm(self.buffers[op.inputs[0]], gain, op.attrs["eps"])
+        normed = _norm(self.buffers[op.inputs[0]], gain, op.attrs["eps"])
+        target = self.buffers[op.out]
+        target[:] = target + normed if op.attrs.get("accumulate") else normed
 
     def _linear(self, op: Op, step: Step) -> None:
         out = linear(self.buffers[op.inputs[0]], self._matrix(op.weights[0]))
@@ -183,6 +187,7 @@ class ReferenceExecutor:
 
     def _attention(self, op: Op, step: Step) -> None:
         layer, heads, kv_heads, dim = (int(op.attrs[a]) for a in ("layer", "heads", "kv_heads", "head_dim"))
+        window = int(op.attrs.get("window", 0))
         qkv = self.buffers[op.inputs[0]]
         rows = qkv.shape[0]
         q = qkv[:, : heads * dim].reshape(rows, heads, dim)
@@ -194,8 +199,9 @@ class ReferenceExecutor:
         out = self.buffers[op.out].reshape(rows, heads, dim)
         for row in range(rows):
             length = int(step.positions[row]) + 1
+            first = max(length - window, 0) if window else 0
             pages = step.tables[step.sequences[row], : -(-length // PAGE)]
-            seen = (pages[:, None] * PAGE + np.arange(PAGE)[None, :]).reshape(-1)[:length]
+            seen = (pages[:, None] * PAGE + np.arange(PAGE)[None, :]).reshape(-1)[first:length]
             keys = np.repeat(self._keys[layer, seen], heads // kv_heads, axis=1)
             values = np.repeat(self._values[layer, seen], heads // kv_heads, axis=1)
             scores = np.einsum("hd,thd->ht", q[row], keys) * _f(op.attrs["scale"])
@@ -208,6 +214,11 @@ class ReferenceExecutor:
         gate = x[:, :half]
         self.buffers[op.out][:] = gate / (_f(1) + np.exp(-gate)) * x[:, half:]
 
+    def _gelu_mul(self, op: Op, step: Step) -> None:
+        x = self.buffers[op.inputs[0]]
+        half = x.shape[1] // 2
+        self.buffers[op.out][:] = gelu(x[:, :half])[0] * x[:, half:]
+
     def _residual(self, op: Op, step: Step) -> None:
         x, unit = self.buffers[op.inputs[0]], int(op.attrs["unit"])
         codes, scales = quantize_rows(x, unit)
@@ -216,6 +227,15 @@ class ReferenceExecutor:
 
     def _gather(self, op: Op, step: Step) -> None:
         self.buffers[op.out][:] = self.buffers[op.inputs[0]][step.outputs]
+
+
+def gelu(x: F32) -> tuple[F32, F32]:
+    """GELU by tanh (arXiv 1606.08415), and its derivative."""
+    inner = _f(math.sqrt(2 / math.pi)) * (x + _f(0.044715) * x * x * x)
+    tanh = np.tanh(inner)
+    half = _f(0.5) * (_f(1) + tanh)
+    turn = _f(math.sqrt(2 / math.pi)) * (_f(1) + _f(3 * 0.044715) * x * x)
+    return x * half, half + _f(0.5) * x * (_f(1) - tanh * tanh) * turn
 
 
 def store_kv(x: F32, dtype: str) -> F32:

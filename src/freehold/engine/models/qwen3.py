@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from freehold.engine.models.config import Config
-from freehold.engine.models.decoder import Shape, decoder
+from freehold.engine.models.decoder import Shape, Traits, decoder
 from freehold.kernels.program import Program
 
 
 def build(config: Config) -> Program:
     """The program of a Qwen3 model; head_dim is 128 where the config doesn't say (transformers' Qwen3Config)."""
     bias = config.flag("attention_bias", default=False)
-    return decoder("qwen3", config, Shape.of(config, head_dim=128), qkv_bias=bias, o_bias=bias, head_norms=True)
+    traits = Traits(qkv_bias=bias, o_bias=bias, head_norms=True)
+    return decoder("qwen3", config, Shape.of(config, head_dim=128), traits)

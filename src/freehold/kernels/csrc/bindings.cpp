@@ -65,7 +65,7 @@ nb::object owned(std::vector<float>&& values, size_t rows, size_t columns) {
 }
 
 Kind kind_by_name(const std::string& name) {
-  const char* names[] = {"embed", "rmsnorm", "linear", "headnorm", "rope_table", "rope", "attention", "silu_mul", "gather", "residual"};
+  const char* names[] = {"embed", "rmsnorm", "linear", "headnorm", "rope_table", "rope", "attention", "silu_mul", "gelu_mul", "gather", "residual"};
   for (int i = 0; i < static_cast<int>(std::size(names)); ++i)
     if (name == names[i]) return static_cast<Kind>(i);
   throw std::invalid_argument("unknown operation " + name);
@@ -98,6 +98,7 @@ Instruction instruction(nb::handle item, const std::vector<BufferShape>& shapes)
   op.head_dim = static_cast<int>(number("head_dim", 0));
   op.layer = static_cast<int>(number("layer", 0));
   op.unit = static_cast<int>(number("unit", 0));
+  op.window = static_cast<int>(number("window", 0));
   op.accumulate = number("accumulate", 0) != 0;
   op.scale = static_cast<float>(number("scale", 1));
   op.eps = static_cast<float>(number("eps", 0));
@@ -127,8 +128,10 @@ Instruction instruction(nb::handle item, const std::vector<BufferShape>& shapes)
     case Kind::attention:
       need(op.in >= 0 && op.kv_heads > 0 && op.heads % op.kv_heads == 0 && in == (op.heads + 2 * op.kv_heads) * op.head_dim &&
            out == op.heads * op.head_dim, "heads");
+      need(op.window >= 0, "window");
       break;
-    case Kind::silu_mul: need(op.in >= 0 && in == 2 * out, "columns"); break;
+    case Kind::silu_mul:
+    case Kind::gelu_mul: need(op.in >= 0 && in == 2 * out, "columns"); break;
     case Kind::gather: need(op.in >= 0 && in == out && shapes[op.out].outputs && !shapes[op.in].outputs, "buffers"); break;
     case Kind::residual:
       need(op.in >= 0 && in == out && shapes[op.in].outputs == shapes[op.out].outputs, "columns");

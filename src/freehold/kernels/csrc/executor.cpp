@@ -18,9 +18,11 @@ constexpr int kNearTokens = 1024;  // contexts this short are attended to by who
 bool quantized(const Matrix& m) { return m.format == Format::int4 || m.format == Format::int8; }
 
 // Operations that write every value of their output from inputs and constants alone.
-bool writes_whole(Kind kind) {
-  switch (kind) {
-    case Kind::embed: case Kind::rmsnorm: case Kind::rope_table: case Kind::silu_mul: case Kind::gather: case Kind::residual:
+bool writes_whole(const Instruction& op) {
+  switch (op.kind) {
+    case Kind::rmsnorm:
+      return !op.accumulate;
+    case Kind::embed: case Kind::rope_table: case Kind::silu_mul: case Kind::gelu_mul: case Kind::gather: case Kind::residual:
       return true;
     default:
       return false;
@@ -59,7 +61,7 @@ void expect(bool good, const char* what) {
 Executor::Executor(const Tier& tier, std::vector<BufferShape> buffers, std::vector<Instruction> program, int logits,
                    KVType kv_type, int layers, int pages, int kv_heads, int head_dim, int context, int vocabulary, int threads)
     : tier_(tier), shapes_(std::move(buffers)), program_(std::move(program)), logits_(logits), context_(context),
-      vocabulary_(vocabulary), team_(threads), data_(shapes_.size()), next_(number(program_)), scratch_(team_.capacity()) {
+      vocabulary_(vocabulary), team_(threads), data_(shapes_.size()), next_(number(program_)), normed_(team_.capacity()), scratch_(team_.capacity()) {
   expect(head_dim > 0 && head_dim <= kMaxHeadDim && head_dim % kPanel == 0, "head_dim must be a multiple of 16, at most 256");
   kv_ = {kv_type, layers, pages, kv_heads, head_dim, nullptr, nullptr, nullptr, nullptr};
   const size_t tokens = static_cast<size_t>(layers) * pages * kv_heads * kPage;
@@ -82,7 +84,7 @@ Executor::Executor(const Tier& tier, std::vector<BufferShape> buffers, std::vect
   for (auto& memory : scratch_) memory = Memory(scratch_bytes(static_cast<int>(widest_)));
   replicable_.assign(shapes_.size(), true);
   for (const auto& op : program_)
-    if (!writes_whole(op.kind)) replicable_[op.out] = false;
+    if (!writes_whole(op)) replicable_[op.out] = false;
   copies_.resize(team_.capacity() - 1, std::vector<std::vector<float>>(shapes_.size()));
   for (auto& copies : copies_)
     for (size_t b = 0; b < shapes_.size(); ++b)
@@ -292,6 +294,15 @@ std::vector<double> Executor::profile() {
   return result;
 }
 
+void Executor::rmsnorm(const Instruction& op, const float* x, float* out, int member) {
+  const int columns = shapes_[op.out].columns;
+  if (!op.accumulate) return tier_.rmsnorm(x, op.vector.data(), op.offset, op.eps, columns, out);
+  std::vector<float>& normed = normed_[member];
+  if (normed.size() < static_cast<size_t>(columns)) normed.resize(columns);
+  tier_.rmsnorm(x, op.vector.data(), op.offset, op.eps, columns, normed.data());
+  for (int i = 0; i < columns; ++i) out[i] += normed[i];
+}
+
 void Executor::row_wise(const Instruction& op, int r, int member) {
   float* out = row(op.out, r, member);
   switch (op.kind) {
@@ -304,7 +315,7 @@ void Executor::row_wise(const Instruction& op, int r, int member) {
       return;
     }
     case Kind::rmsnorm:
-      tier_.rmsnorm(row(op.in, r, member), op.vector.data(), op.offset, op.eps, shapes_[op.out].columns, out);
+      rmsnorm(op, row(op.in, r, member), out, member);
       return;
     case Kind::headnorm:
       for (int h = 0; h < op.heads; ++h) {
@@ -326,6 +337,9 @@ void Executor::row_wise(const Instruction& op, int r, int member) {
       return;
     case Kind::silu_mul:
       tier_.silu_mul(row(op.in, r, member), shapes_[op.out].columns, out);
+      return;
+    case Kind::gelu_mul:
+      tier_.gelu_mul(row(op.in, r, member), shapes_[op.out].columns, out);
       return;
     case Kind::gather:
       std::memcpy(out, row(op.in, step_.outputs[r], member), static_cast<size_t>(shapes_[op.out].columns) * sizeof(float));
@@ -492,7 +506,7 @@ void Executor::attend_block(const Instruction& op, const Block& block, int head,
   const float* q[kMaxQueries];
   float* out[kMaxQueries];
   int32_t positions[kMaxQueries];
-  AttentionTask task = {op.layer, head, 0, q, out, positions, nullptr, op.scale};
+  AttentionTask task = {op.layer, head, 0, q, out, positions, nullptr, op.scale, op.window};
   task.pages = step_.tables + static_cast<size_t>(step_.sequences[block.begin]) * step_.table_columns;
   const int group = op.heads / op.kv_heads;
   for (int r = block.begin; r < block.end; ++r)

@@ -12,14 +12,14 @@
 
 namespace freehold {
 
-enum class Kind : int { embed, rmsnorm, linear, headnorm, rope_table, rope, attention, silu_mul, gather, residual };
+enum class Kind : int { embed, rmsnorm, linear, headnorm, rope_table, rope, attention, silu_mul, gelu_mul, gather, residual };
 
 struct Instruction {
   Kind kind;
   int out = -1, in = -1;                          // buffer numbers
   std::vector<std::shared_ptr<Packed>> parts;     // of a matrix, stacked along rows
   std::vector<float> vector;                      // gain, bias or inv_freq
-  int column = 0, heads = 0, kv_heads = 0, head_dim = 0, layer = 0, unit = 0;
+  int column = 0, heads = 0, kv_heads = 0, head_dim = 0, layer = 0, unit = 0, window = 0;
   bool accumulate = false;
   float scale = 1, eps = 0, offset = 0, factor = 1;
   size_t counter = 0;                             // first of its work counters
@@ -96,6 +96,7 @@ class Executor {
   void attend(const Instruction& op);
   void attend_block(const Instruction& op, const Block& block, int head, int first, int count);
   void row_wise(const Instruction& op, int row, int member);
+  void rmsnorm(const Instruction& op, const float* x, float* out, int member);
   float* row(int buffer, int row, int member = 0) {
     return base_[member][buffer] + static_cast<size_t>(row) * shapes_[buffer].columns;
   }
@@ -121,6 +122,7 @@ class Executor {
   bool timing_ = false;
   std::vector<double> seconds_;         // by instruction, when timing
   size_t widest_ = 1, most_units_ = 1;  // columns and activation groups of the widest quantized linear
+  std::vector<std::vector<float>> normed_;  // per member: a row that `rmsnorm` adds to what is there
   std::vector<int8_t> codes_;           // activations quantized for the current linear
   std::vector<float> scales_, sums_;
   std::vector<int32_t> starts_;

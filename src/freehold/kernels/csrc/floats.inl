@@ -1,4 +1,4 @@
-// Float operations of a tier: norms, rotary embedding, SiLU, float linears, attention. Included once per tier unit.
+// Float operations of a tier: norms, rotary embedding, SiLU and GELU, float linears, attention. Included once per tier unit.
 
 namespace {
 
@@ -31,21 +31,30 @@ void rope(const float* table, int heads, int dim, float* x) {
   }
 }
 
-void silu_mul(const float* x, int half, float* out) {
+inline vf silu(vf x) { return x / (1.0f + exp(-x)); }
+
+// GELU by tanh (arXiv 1606.08415): x/2 * (1 + tanh(u)) = x / (1 + exp(-2u)), u = sqrt(2/pi) * (x + 0.044715 x^3).
+inline vf gelu(vf x) { return x / (1.0f + exp(-1.5957691216057308f * (x + 0.044715f * x * x * x))); }
+
+template <vf (*Activation)(vf)>
+void gated(const float* x, int half, float* out) {
   const float* up = x + half;
   for (int i = 0; i < half; i += W) {
     if (i + W <= half) {
-      const vf gate = load(x + i);
-      store(out + i, gate / (1.0f + exp(-gate)) * load(up + i));
+      store(out + i, Activation(load(x + i)) * load(up + i));
       continue;
     }
     float gate[W] = {}, value[W] = {}, result[W];
     memcpy(gate, x + i, (half - i) * sizeof(float));
     memcpy(value, up + i, (half - i) * sizeof(float));
-    store(result, load(gate) / (1.0f + exp(-load(gate))) * load(value));
+    store(result, Activation(load(gate)) * load(value));
     memcpy(out + i, result, (half - i) * sizeof(float));
   }
 }
+
+void silu_mul(const float* x, int half, float* out) { gated<silu>(x, half, out); }
+
+void gelu_mul(const float* x, int half, float* out) { gated<gelu>(x, half, out); }
 
 // Writes 16 sums of one row, with bias and accumulation, clipped to the matrix.
 inline void finish(const freehold::Matrix& m, const freehold::Output& out, int row, int panel, const vf* acc) {
@@ -147,15 +156,17 @@ void page_scores(const T* keys, int dim, const float* const* q, float (*scores)[
 
 // Turns a query's scores on one page into probabilities (times the values' scales), with the online softmax update.
 // Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
-inline void page_softmax(float* scores, const float* key_scales, const float* value_scales, float scale, int seen, int dim,
-                         Softmax& state) {
+inline void page_softmax(float* scores, const float* key_scales, const float* value_scales, float scale, int begin, int seen,
+                         int dim, Softmax& state) {
   vf iota;
   for (int i = 0; i < W; ++i) iota[i] = static_cast<float>(i);
   vf top = splat(-__builtin_inff());
   for (int t = 0; t < freehold::kPage; t += W) {
     vf s = load(scores + t) * scale;
     if (key_scales) s = s * load(key_scales + t);
-    s = iota + static_cast<float>(t) < static_cast<float>(seen) ? s : splat(-__builtin_inff());
+    const vf token = iota + static_cast<float>(t);
+    s = token < static_cast<float>(seen) ? s : splat(-__builtin_inff());
+    if (begin > t) s = token >= static_cast<float>(begin) ? s : splat(-__builtin_inff());
     store(scores + t, s);
     top = vmax(top, s);
   }
@@ -211,6 +222,12 @@ inline void begin(Softmax& state, int dim) {
   memset(state.out, 0, dim * sizeof(float));
 }
 
+// The first position that a query sees.
+inline int first_seen(const freehold::AttentionTask& task, int query) {
+  const int first = task.positions[query] + 1 - task.window;
+  return task.window > 0 && first > 0 ? first : 0;
+}
+
 // N queries from `first` on meet page number `number`. Each is computed as if it were alone.
 template <class T, int N>
 void attend_page(const Page<T>& page, int number, int dim, const freehold::AttentionTask& task, int first, Softmax* states) {
@@ -221,8 +238,9 @@ void attend_page(const Page<T>& page, int number, int dim, const freehold::Atten
     int seen = task.positions[first + i] + 1 - number * freehold::kPage;
     if (seen > freehold::kPage) seen = freehold::kPage;
     most = seen > most ? seen : most;
-    if (seen > 0)
-      page_softmax(scores[i], page.key_scales, page.value_scales, task.scale, seen, dim, states[i]);
+    const int begin = first_seen(task, first + i) - number * freehold::kPage;
+    if (seen > 0 && begin < seen)
+      page_softmax(scores[i], page.key_scales, page.value_scales, task.scale, begin, seen, dim, states[i]);
     else
       memset(scores[i], 0, sizeof scores[i]);
   }
@@ -236,7 +254,7 @@ void attend_page(const Page<T>& page, int number, int dim, const freehold::Atten
   for (int first = 0; first < task.queries; first += kQueries) {
     const int left = task.queries - first;
     const int last = task.positions[(left < kQueries ? task.queries : first + kQueries) - 1];  // rows come in order of position
-    if (last < number * freehold::kPage) continue;
+    if (last < number * freehold::kPage || first_seen(task, first) >= (number + 1) * freehold::kPage) continue;
     switch (left) {
       case 1: attend_page<T, 1>(page, number, dim, task, first, states + first); break;
       case 2: attend_page<T, 2>(page, number, dim, task, first, states + first); break;
@@ -263,7 +281,7 @@ void attend(const freehold::KVCache& kv, const freehold::AttentionTask& task) {
   Softmax states[freehold::kMaxQueries];
   alignas(64) float keys[freehold::kPage * freehold::kMaxHeadDim], values[freehold::kPage * freehold::kMaxHeadDim];
   for (int i = 0; i < task.queries; ++i) begin(states[i], kv.dim);
-  for (int number = 0; number * freehold::kPage <= task.positions[task.queries - 1]; ++number) {
+  for (int number = first_seen(task, 0) / freehold::kPage; number * freehold::kPage <= task.positions[task.queries - 1]; ++number) {
     const Page<T> page = page_of<T>(kv, task, number);
     if (task.queries >= kWidenFrom)
       attend_page<float>(widened(page, kv.dim, keys, values), number, kv.dim, task, states);

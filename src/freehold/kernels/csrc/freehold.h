@@ -82,6 +82,7 @@ struct AttentionTask {
   const int32_t* positions;  // [queries], never decreasing
   const int32_t* pages;    // page numbers of the sequence
   float scale;
+  int window;              // a query sees so many tokens, itself included; 0 = all before it
 };
 
 // What one ISA tier offers. Every function works on the given rows only and treats each row by the same operations
@@ -96,6 +97,7 @@ struct Tier {
   void (*rmsnorm)(const float* x, const float* gain, float offset, float eps, int columns, float* out);
   void (*rope)(const float* table, int heads, int dim, float* x);
   void (*silu_mul)(const float* x, int half, float* out);
+  void (*gelu_mul)(const float* x, int half, float* out);  // GELU by tanh
   void (*attention)(const KVCache&, const AttentionTask&);
 };
 

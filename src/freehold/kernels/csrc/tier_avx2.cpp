@@ -4,7 +4,7 @@
 #include "floats.inl"
 #include "quantized.inl"
 
-const freehold::Tier freehold::kAvx2 = {"avx2", quantize, linear_quantized, linear_float, rmsnorm, rope, silu_mul, attention};
+const freehold::Tier freehold::kAvx2 = {"avx2", quantize, linear_quantized, linear_float, rmsnorm, rope, silu_mul, gelu_mul, attention};
 #include "peak.inl"
 
 namespace freehold {
