@@ -95,10 +95,13 @@ def main() -> None:
     arguments = parser.parse_args()
     original = store.resolve(arguments.original)
     words = arguments.text.read_text() if arguments.text else help_topics()
-    ids = np.array(load_tokenizer(original).encode(words, special=False), np.int32)
+    tokenizer = load_tokenizer(original)
+    ids = np.array(tokenizer.encode(words, special=False), np.int32)
     available = len(ids) // WINDOW
     picks = np.linspace(0, available - 1, min(arguments.windows, available)).astype(int)
     windows = np.stack([ids[p * WINDOW : (p + 1) * WINDOW] for p in picks])
+    if tokenizer.begin is not None:  # as llama.cpp's `perplexity` does: some models are lost without it
+        windows[:, 0] = tokenizer.begin
     truth = our_logits(original, "f32", windows)
     rows: list[dict[str, Any]] = []
 

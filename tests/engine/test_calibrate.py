@@ -70,6 +70,16 @@ def test_finished_statistics_are_taken_as_they_are_and_those_of_another_text_are
     assert other.tokens == 64
 
 
+def test_every_window_begins_with_the_token_the_model_expects(tmp_path: Path) -> None:
+    model, ids = tiny.write(tmp_path / "model"), (IDS * 12)[:1024]
+    begun = [7 if place % 512 == 0 else token for place, token in enumerate(ids)]
+    facts = measure(model, tmp_path / "told", ids, bos=7)
+    assert facts.bos == 7
+    measure(model, tmp_path / "written", begun)
+    assert contents(tmp_path / "told") == contents(tmp_path / "written")
+    assert measure(model, tmp_path / "told", ids, bos=8).bos == 8
+
+
 def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")

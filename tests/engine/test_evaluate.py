@@ -37,6 +37,15 @@ def test_a_model_is_no_distance_from_itself(tmp_path: Path) -> None:
     assert (result.size_ratio, result.size_ratio_original) == (2.0, 1.0)
 
 
+def test_every_window_begins_with_the_token_the_model_expects(tmp_path: Path) -> None:
+    first, second = tiny.write(tmp_path / "a", seed=0), tiny.write(tmp_path / "b", seed=1)
+    tokens = ids(80)
+    begun = [7 if place % 40 == 0 else token for place, token in enumerate(tokens)]
+    told = evaluate(first, second, tokens, window=40, bos=7, settings=SETTINGS)
+    assert told == evaluate(first, second, begun, window=40, settings=SETTINGS)
+    assert told != evaluate(first, second, tokens, window=40, settings=SETTINGS)
+
+
 def test_two_models_differ_by_what_the_formula_says_whatever_the_chunks(tmp_path: Path) -> None:
     first, second = tiny.write(tmp_path / "a", seed=0), tiny.write(tmp_path / "b", seed=1)
     window, count = 300, 2

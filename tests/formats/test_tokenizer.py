@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 
 from freehold.errors import TokenizerError
 from freehold.formats.pretokenizers import PRE_TOKENIZERS
+from freehold.formats.template import ChatTemplate
 from freehold.formats.tokenizer import Tokenizer, load_tokenizer
 from tests.formats.vocabularies import (
     VECTORS,
+    gemma_metadata,
     metadata_of,
     recorded_tokenizer,
     renumbered,
@@ -102,6 +104,19 @@ def test_every_end_of_turn_is_known(smollm):
         len(tokens) - 2,
         len(tokens) - 1,
     }
+
+
+def test_a_gemma_vocabulary_keeps_spaces_and_newlines_and_ends_a_turn_at_its_mark(tmp_path):
+    path = write_gguf(tmp_path / "gemma.gguf", gemma_metadata())
+    tokenizer = load_tokenizer(path)
+    assert tokenizer.eos == {1, 5}
+    text = ChatTemplate.of(path).render([{"role": "user", "content": " hi hi\n\nhi \t\u00e9"}])
+    ids = tokenizer.encode(text, bos=True)
+    spelled = [tokenizer.token_text(id) for id in ids]
+    assert spelled[:7] == ["<bos>", "<start_of_turn>", "user", "\n", "hi", "\u2581hi", "\n\n"]
+    assert spelled[7:14] == ["hi", "\u2581", "<0x09>", "<0xC3>", "<0xA9>", "<end_of_turn>", "\n"]
+    assert tokenizer.decode(ids, skip_special=False) == text
+    assert tokenizer.begin == 2
 
 
 def test_bos_comes_first_once_and_only_where_the_model_expects_it(smollm, llama):

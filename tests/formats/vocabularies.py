@@ -60,6 +60,29 @@ def tiny_tokenizer(**changes: Any) -> Tokenizer:
     return Tokenizer(parts_of_metadata(tiny_metadata(**changes), "tiny.gguf"))
 
 
+def gemma_metadata() -> dict[str, Any]:
+    """A SentencePiece vocabulary of Gemma's kind: no leading space, bytes, runs of newlines, marks around turns."""
+    marks = ["<pad>", "<eos>", "<bos>", "<unk>"]
+    turns = ["<start_of_turn>", "<end_of_turn>"]
+    words = ["h", "i", "hi", "\u2581", "\u2581hi", "u", "s", "e", "r", "us", "er", "user", "\n"]
+    tokens = [*marks, *turns, "\n\n", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    kinds = [3] * 3 + [2] + [3] * 2 + [4] + [6] * 256 + [1] * len(words)
+    turn = "<start_of_turn>{{ m.role }}\n{{ m.content | trim }}<end_of_turn>\n"
+    return {
+        "tokenizer.ggml.model": "llama",
+        "tokenizer.ggml.tokens": tokens,
+        "tokenizer.ggml.token_type": kinds,
+        "tokenizer.ggml.scores": [float(-id) for id in range(len(tokens))],
+        "tokenizer.ggml.bos_token_id": 2,
+        "tokenizer.ggml.eos_token_id": 1,
+        "tokenizer.ggml.unknown_token_id": 3,
+        "tokenizer.ggml.add_bos_token": True,
+        "tokenizer.ggml.add_space_prefix": False,
+        "tokenizer.chat_template": "{{ bos_token }}{% for m in messages %}" + turn + "{% endfor %}"
+        "{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}",
+    }
+
+
 def write_gguf(path: Path, metadata: dict[str, Any]) -> Path:
     """A GGUF file with metadata and no tensors."""
 

@@ -185,7 +185,8 @@ def _calibrate(path: Path, out: Path, which: str, tokens: int, bar: Progress) ->
     from freehold.formats.digest import digest
 
     words = builtin_text() if which == "builtin" else read_text(Path(which))
-    ids = load_tokenizer(path).encode(words, special=False)[:tokens]
+    tokenizer = load_tokenizer(path)
+    ids = tokenizer.encode(words, special=False)[:tokens]
     say(f"calibrating on {len(ids):,} tokens ({which}); a run that is cut off goes on from {out}")
     try:
         facts = calibrate(
@@ -194,6 +195,7 @@ def _calibrate(path: Path, out: Path, which: str, tokens: int, bar: Progress) ->
             out,
             source=digest(path, lambda done, total: bar(done, total, "reading source")),
             text=hashlib.sha256(words.encode()).hexdigest(),
+            bos=tokenizer.begin,
             progress=bar,
         )
     except UnsupportedError as error:

@@ -68,10 +68,10 @@ def command(
     )
     with progress() as bar:
         first, *others = (store.resolve(reference, progress=bar) for reference in (original, *compressed))
-        ids = load_tokenizer(first).encode(words, special=False)
-        results = evaluate_all(
-            first, others, ids[:max_tokens] if max_tokens else ids, progress=bar, settings=settings.engine
-        )
+        tokenizer = load_tokenizer(first)
+        ids = tokenizer.encode(words, special=False)
+        chosen = ids[:max_tokens] if max_tokens else ids
+        results = evaluate_all(first, others, chosen, bos=tokenizer.begin, progress=bar, settings=settings.engine)
     facts = {"original": original, "text": source, "text_sha256": hashlib.sha256(words.encode()).hexdigest()}
     _report(facts, list(compressed), results, plot, as_json)
 

@@ -93,7 +93,7 @@ def complete(model: Path, prompts: Sequence[str], settings: EngineSettings, prog
     ids: dict[str, list[int]] = {}
     for number, prompt in enumerate(prompts):
         ids[str(number)] = []
-        engine.add(GenerateRequest(str(number), tokenizer.encode(prompt, special=True), sampling))
+        engine.add(GenerateRequest(str(number), tokenizer.encode(prompt, special=True, bos=True), sampling))
     open_requests = set(ids)
     while open_requests:
         for output in engine.step():

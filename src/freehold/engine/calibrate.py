@@ -60,6 +60,7 @@ class Facts:
 
     Args:
         source, text: digests (SHA-256) of the model and of the text.
+        bos: the token id every window began with, None where it was the text's own.
         tokens, window: tokens seen, and tokens to a window.
         perplexity: of the model on this text: a number far off says that text and model don't fit.
         seconds: of this run.
@@ -72,12 +73,23 @@ class Facts:
     window: int
     perplexity: float
     seconds: float
+    bos: int | None = None
 
 
 def calibrate(
-    path: Path, ids: Sequence[int], out: Path, *, source: str, text: str, progress: Progress | None = None
+    path: Path,
+    ids: Sequence[int],
+    out: Path,
+    *,
+    source: str,
+    text: str,
+    bos: int | None = None,
+    progress: Progress | None = None,
 ) -> Facts:
     """Measure a checkpoint on token ids and leave the statistics in `out`; windows that are not full are left out.
+
+    Args:
+        bos: put in the place of each window's first token, for models that expect their text to begin so.
 
     Finished statistics of the same model and text are taken as they are, unfinished ones are completed.
 
@@ -90,7 +102,10 @@ def calibrate(
         raise UsageError(f"calibration needs at least {SMALLEST_WINDOW} tokens, got {len(ids)}")
     count = len(ids) // window
     windows = np.array(ids[: count * window], np.int64).reshape(count, window)
+    if bos is not None:
+        windows[:, 0] = bos
     wanted = {"version": VERSION, "source": source, "text": text, "tokens": count * window, "window": window}
+    wanted |= {} if bos is None else {"bos": bos}
     if (known := _finished(out, wanted)) is not None:
         return known
     started = time.monotonic()

@@ -100,11 +100,12 @@ def evaluate(
     ids: list[int],
     *,
     window: int = 512,
+    bos: int | None = None,
     progress: Progress | None = None,
     settings: EngineSettings | None = None,
 ) -> Evaluation:
     """Compare two checkpoints of one model on token ids; see `evaluate_all`."""
-    return evaluate_all(original, [compressed], ids, window=window, progress=progress, settings=settings)[0]
+    return evaluate_all(original, [compressed], ids, window=window, bos=bos, progress=progress, settings=settings)[0]
 
 
 def evaluate_all(
@@ -113,10 +114,14 @@ def evaluate_all(
     ids: list[int],
     *,
     window: int = 512,
+    bos: int | None = None,
     progress: Progress | None = None,
     settings: EngineSettings | None = None,
 ) -> list[Evaluation]:
     """Compare several checkpoints with the one they were made from; a last window that is not full is left out.
+
+    Args:
+        bos: put in the place of each window's first token, for models that expect their text to begin so.
 
     Raises:
         UsageError: too few ids, ids outside the vocabulary, vocabularies or contexts that don't fit.
@@ -137,6 +142,8 @@ def evaluate_all(
         if progress:
             progress(number, count, "evaluating")
         piece = np.array(ids[number * window : (number + 1) * window], np.int32)
+        if bos is not None:
+            piece[0] = bos
         for scores, found in zip(windows, zip(*_window(truth, served, piece), strict=True), strict=True):
             scores.append(_joined(list(found)))
     if progress:

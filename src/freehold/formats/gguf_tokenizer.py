@@ -203,23 +203,22 @@ def _merges_by_score(vocabulary: _Vocabulary) -> list[tuple[str, str]]:
     SentencePiece merges whatever neighbours make the best-scored token; as a list of merges, that is all splits of all
     tokens in order of score (Hugging Face converts Llama's tokenizer in the same way).
     """
-    scores, ids = vocabulary.scores(), vocabulary.ids
+    scores, tokens = vocabulary.scores(), vocabulary.tokens
     usable = {
-        token
-        for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True)
+        token: id
+        for id, (token, kind) in enumerate(zip(tokens, vocabulary.types, strict=True))
         if kind in (NORMAL, USER_DEFINED, UNUSED)
     }
-    pairs: list[tuple[float, int, int, str, str]] = []
-    for token in usable:
-        if len(token) < 2:
-            continue
-        score = -scores[ids[token]]
+    pairs: list[tuple[float, int, int]] = []
+    find = usable.get
+    for token, id in usable.items():
+        score = -scores[id]
         for at in range(1, len(token)):
-            left, right = token[:at], token[at:]
-            if left in usable and right in usable:
-                pairs.append((score, ids[left], ids[right], left, right))
+            left = find(token[:at])
+            if left is not None and (right := find(token[at:])) is not None:
+                pairs.append((score, left, right))
     pairs.sort()
-    return [(left, right) for _, _, _, left, right in pairs]
+    return [(tokens[left], tokens[right]) for _, left, right in pairs]
 
 
 def _bpe(vocabulary: _Vocabulary, merges: list[tuple[str, str]], **options: Any) -> models.BPE:

@@ -102,6 +102,11 @@ class Tokenizer:
                 raise TokenizerError(f"special token id {id} lies outside the vocabulary of {self.vocabulary:,}")
         self._bytes: dict[int, bytes] = {}
 
+    @property
+    def begin(self) -> int | None:
+        """The id the model expects before plain text; None where it expects none."""
+        return self.bos if self.add_bos else None
+
     def encode(self, text: str, *, special: bool = True, bos: bool = False) -> list[int]:
         """Token ids of a text.
 
