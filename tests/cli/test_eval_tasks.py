@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from freehold.cli.humaneval import isolated, passes, wilson
+from freehold.cli.humaneval import isolated, paired, passes, wilson
 from freehold.cli.plot import Point, frontier, terminal
 
 
@@ -58,6 +58,22 @@ def test_a_completion_ends_where_lines_are_no_longer_indented() -> None:
 def test_the_interval_is_wilsons(passed: int, low: float, high: float) -> None:
     found = wilson(passed, 164)
     assert found == (pytest.approx(low, abs=1e-3), pytest.approx(high, abs=1e-3))
+
+
+def test_models_are_compared_problem_by_problem() -> None:
+    original = [True] * 30 + [False] * 134
+    model = [True] * 24 + [False] * 6 + [True] * 2 + [False] * 132
+    found = paired(original, model)
+    assert (found.gained, found.lost) == (2, 6)
+    assert found.difference == pytest.approx(-4 / 164)
+    # by hand: b = 6.5, c = 2.5, n = 166: -4/166 +- 1.96 * sqrt(9 - 16/166) / 166
+    assert (found.low, found.high) == (pytest.approx(-0.05933, abs=1e-5), pytest.approx(0.01113, abs=1e-5))
+
+
+def test_a_model_beside_itself_differs_by_nothing_within_a_narrow_interval() -> None:
+    found = paired([True, False] * 82, [True, False] * 82)
+    assert (found.gained, found.lost, found.difference) == (0, 0, 0.0)
+    assert found.high == -found.low == pytest.approx(1.96 / 166)
 
 
 POINTS = [

@@ -84,7 +84,7 @@ def help_topics() -> str:
 
 
 def _humaneval(models: list[str], limit: int | None, settings: Settings, as_json: bool) -> None:
-    from freehold.cli.humaneval import humaneval, isolated, problems
+    from freehold.cli.humaneval import humaneval, isolated, paired, problems
     from freehold.formats import store
 
     chosen = problems(limit)
@@ -92,15 +92,27 @@ def _humaneval(models: list[str], limit: int | None, settings: Settings, as_json
         say("warning: this system gives no network namespace: completions run with time and memory limits only")
     with progress() as bar:
         found = [humaneval(store.resolve(model, progress=bar), chosen, settings.engine, bar) for model in models]
+    pairs = [paired(found[0][1], passed) for _, passed in found]
     if as_json:
-        rows = [{"model": m, "passed_problems": p} | _facts(r) for m, (r, p) in zip(models, found, strict=True)]
+        rows = [
+            {"model": m, "passed_problems": p} | _facts(r) | ({"against_original": _facts(pair)} if place else {})
+            for place, (m, (r, p), pair) in enumerate(zip(models, found, pairs, strict=True))
+        ]
         emit_json({"task": "humaneval", "tasks": [problem["task_id"] for problem in chosen], "models": rows})
         return
     shown = [
-        (model, f"{r.passed} of {r.problems}", f"{r.rate:.1%}", f"{r.low:.1%} to {r.high:.1%}")
-        for model, (r, _) in zip(models, found, strict=True)
+        (
+            model,
+            f"{r.passed} of {r.problems}",
+            f"{r.rate:.1%}",
+            f"{r.low:.1%} to {r.high:.1%}",
+            f"{pair.difference:+.1%}, {pair.low:+.1%} to {pair.high:+.1%} (+{pair.gained} -{pair.lost})"
+            if place
+            else "",
+        )
+        for place, (model, (r, _), pair) in enumerate(zip(models, found, pairs, strict=True))
     ]
-    emit(table(shown, ("MODEL", "PASSED", "PASS@1", "95% INTERVAL")))
+    emit(table(shown, ("MODEL", "PASSED", "PASS@1", "95% INTERVAL", "AGAINST THE ORIGINAL, PAIRED")))
 
 
 def _facts(value: Any) -> dict[str, Any]:

@@ -54,6 +54,22 @@ class PassAt1:
         return self.passed / self.problems
 
 
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """A model beside the original on the same problems: which each solved alone, and the difference of their pass@1.
+
+    Args:
+        gained, lost: problems that only the model, and only the original, passed.
+        difference: pass@1 of the model less that of the original; low, high: its 95% interval.
+    """
+
+    gained: int
+    lost: int
+    difference: float
+    low: float
+    high: float
+
+
 def problems(limit: int | None) -> list[dict[str, Any]]:
     """The problems, in their order.
 
@@ -148,3 +164,18 @@ def wilson(passed: int, count: int) -> tuple[float, float]:
     z, p = 1.96, passed / count
     centre, spread = p + z * z / (2 * count), z * math.sqrt(p * (1 - p) / count + z * z / (4 * count * count))
     return (centre - spread) / (1 + z * z / count), (centre + spread) / (1 + z * z / count)
+
+
+def paired(original: Sequence[bool], model: Sequence[bool]) -> Paired:
+    """The difference of two shares on the same problems, with the 95% interval of Agresti and Min.
+
+    "Simple improved confidence intervals for comparing matched proportions", Statistics in Medicine 24 (2005): Wald's
+    interval after half a problem is added to each of the four outcomes. Far narrower than two intervals of their own,
+    as most problems are passed by both or by none.
+    """
+    gained = sum(ours and not theirs for theirs, ours in zip(original, model, strict=True))
+    lost = sum(theirs and not ours for theirs, ours in zip(original, model, strict=True))
+    count = len(original) + 2
+    centre = (gained - lost) / count
+    spread = 1.96 * math.sqrt(gained + lost + 1 - (gained - lost) ** 2 / count) / count
+    return Paired(gained, lost, (gained - lost) / len(original), max(centre - spread, -1.0), min(centre + spread, 1.0))
