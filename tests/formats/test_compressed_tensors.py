@@ -162,7 +162,7 @@ def test_a_dense_weight_with_a_scale_beside_it_is_dense(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        (lambda q: q.update(quant_method="gptq"), "expected compressed-tensors, found 'gptq'"),
+        (lambda q: q.update(quant_method="hqq"), "expected compressed-tensors, found 'hqq'"),
         (lambda q: q.pop("quant_method"), "expected compressed-tensors, found None"),
         (lambda q: q.update(format="marlin-24"), "unknown format 'marlin-24'"),
         (lambda q: q["config_groups"]["group_0"].update(format="nvfp4-pack-quantized"), "unknown format 'nvfp4"),
@@ -247,6 +247,34 @@ def test_zero_points_that_are_missing_or_do_not_fit_are_one_clear_error(
         checkpoint.load("l.weight")
 
 
-def test_reordered_columns_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedError, match="l has reordered columns"):
-        opened(tmp_path, layer() | {"l.weight_g_idx": np.zeros(64, np.int32)}, config())
+def test_groups_scattered_over_the_columns_become_float32_value_for_value(tmp_path: Path) -> None:
+    order = np.tile(np.array([1, 0], np.int32), 32)
+    tensors = layer() | {"l.weight_scale": np.array([[0.5, 2.0]] * 4, np.float32), "l.weight_g_idx": order}
+    with opened(tmp_path, tensors, config()) as checkpoint:
+        tensor = checkpoint.load("l.weight")
+        assert checkpoint.names() == ["l.weight"]
+    assert isinstance(tensor, np.ndarray)
+    np.testing.assert_array_equal(tensor, np.tile(np.array([2.0, 0.5], np.float32), (4, 32)))
+
+
+@pytest.mark.parametrize("order", [np.full(64, -1, np.int32), np.arange(64, dtype=np.int64) // 32])
+def test_groups_in_order_or_never_set_keep_the_grid(tmp_path: Path, order: np.ndarray) -> None:
+    with opened(tmp_path, layer() | {"l.weight_g_idx": order}, config()) as checkpoint:
+        assert isinstance(checkpoint.load("l.weight"), QuantizedTensor)
+
+
+@pytest.mark.parametrize(
+    ("order", "problem"),
+    [
+        (np.full(64, 2, np.int32), "expected groups from 0 to 1"),
+        (np.full(64, -2, np.int32), "expected groups from 0 to 1"),
+        (np.zeros(63, np.int32), "expected a group for each column"),
+        (np.zeros(64, np.float32), "expected a group for each column"),
+    ],
+)
+def test_groups_of_columns_that_are_not_there_are_refused(tmp_path: Path, order: np.ndarray, problem: str) -> None:
+    with (
+        opened(tmp_path, layer() | {"l.weight_g_idx": order}, config()) as checkpoint,
+        pytest.raises(FormatError, match=problem),
+    ):
+        checkpoint.load("l.weight")

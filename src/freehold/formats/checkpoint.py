@@ -1,7 +1,7 @@
 """Checkpoints: a model's config and tensors under their Hugging Face names, wherever they come from.
 
-One protocol, three sources: a Hugging Face directory, the same with compressed-tensors weights, a GGUF file. Knows
-files, not architectures: whether the engine can run a model is the engine's business.
+One protocol, four sources: a Hugging Face directory, the same with compressed-tensors weights or with those of GPTQ and
+AWQ tools, a GGUF file. Knows files, not architectures: whether the engine can run a model is the engine's business.
 """
 
 from __future__ import annotations
@@ -19,6 +19,8 @@ from freehold.formats.safetensors import SafetensorsSet
 from freehold.formats.tensors import Tensor, TensorInfo, bf16_to_float32, to_float32
 
 GGUF_MAGIC = b"GGUF"
+OLD_GPTQ_CONFIG = "quantize_config.json"
+"""Where auto-gptq wrote its settings before config.json had a place for them."""
 
 
 class Checkpoint(Protocol):
@@ -146,10 +148,17 @@ def _open_directory(path: Path) -> Checkpoint:
         hint = f"to open a file in it, name it: {path / found[0]}" if found else None
         raise FormatError(f"expected config.json in {path}, found none", hint=hint)
     config = read_json(config_path, "config")
+    quantization = config.get("quantization_config")
+    if quantization is None and (path / OLD_GPTQ_CONFIG).is_file():
+        quantization = {**read_json(path / OLD_GPTQ_CONFIG, "quantization config"), "quant_method": "gptq"}
     tensors = SafetensorsSet(path)
     try:
-        if config.get("quantization_config") is None:
+        if quantization is None:
             return DenseCheckpoint(path, config, tensors)
+        if isinstance(quantization, dict) and quantization.get("quant_method") in ("gptq", "awq"):
+            from freehold.formats.gptq_awq import PackedCheckpoint
+
+            return PackedCheckpoint(path, config, tensors, quantization)
         from freehold.formats.compressed_tensors import CompressedCheckpoint
 
         return CompressedCheckpoint(path, config, tensors)

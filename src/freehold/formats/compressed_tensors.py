@@ -18,12 +18,12 @@ from numpy.typing import NDArray
 from freehold.errors import FormatError, UnsupportedError
 from freehold.formats.checkpoint import CheckpointBase, load_dense
 from freehold.formats.safetensors import SafetensorsSet
-from freehold.formats.tensors import QuantizedTensor, Tensor, TensorInfo, bf16_to_float32
+from freehold.formats.tensors import QuantizedTensor, Tensor, TensorInfo, bf16_to_float32, in_columns
 
 FORMATS = ("pack-quantized", "int-quantized", "mixed-precision", "dense")
 GROUP_SIZES = (32, 64, 128)
 
-_COMPANIONS = ("weight_scale", "weight_zero_point", "weight_shape")
+_COMPANIONS = ("weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx")
 _ACTIVATIONS = ("input_scale", "input_zero_point", "output_scale", "output_zero_point", "k_scale", "v_scale")
 """Static activation and cache scales: not weights, and not used, as activations are quantized on the fly."""
 
@@ -85,6 +85,9 @@ class CompressedCheckpoint(CheckpointBase):
                 offsets = -self._zero_points(name, scheme).astype(np.float32) * scales
         if not np.isfinite(scales).all() or (offsets is not None and not np.isfinite(offsets).all()):
             raise self._error(name, "a scale is not a finite number")
+        order = self._order(name, scheme)
+        if order is not None:  # groups are scattered over the columns, which no grid here can say
+            return in_columns(self._codes(name, scheme), scales, offsets, scheme.bits, order)
         return QuantizedTensor(self._codes(name, scheme), scales, offsets, scheme.bits, scheme.group_size)
 
     def close(self) -> None:
@@ -98,8 +101,6 @@ class CompressedCheckpoint(CheckpointBase):
         base, _, last = stored.rpartition(".")
         if last in _ACTIVATIONS:
             return None
-        if last == "weight_g_idx":
-            raise UnsupportedError(f"{self.path}: {base} has reordered columns (weight_g_idx)")
         owners = (f"{base}.weight", f"{base}.weight_packed")
         # An output layer that shares the embedding's int8 codes has scales of its own and no weight.
         tied = base.split(".")[-1] == "lm_head" and bool(self.config.get("tie_word_embeddings"))
@@ -168,6 +169,21 @@ class CompressedCheckpoint(CheckpointBase):
             raise self._error(name, f"expected float scales, found {dtype}")
         return np.array(np.broadcast_to(values, (scheme.shape[0], scheme.groups)), np.float32)
 
+    def _order(self, name: str, scheme: _Scheme) -> NDArray[np.intp] | None:
+        """The group of each column (`weight_g_idx`, of act-order), or None where groups lie one after the other."""
+        stored = _companion(name, "weight_g_idx")
+        if stored not in self._stored:
+            return None
+        info = self._tensors.info(stored)
+        if info.dtype not in ("I32", "I64") or info.shape != (scheme.shape[1],):
+            raise self._error(name, f"expected a group for each column, found {info.dtype} {list(info.shape)}")
+        order: NDArray[np.intp] = self._tensors.read(stored).astype(np.intp)
+        if (order == -1).all():  # written, but never set
+            return None
+        if order.min() < 0 or order.max() >= scheme.groups:
+            raise self._error(name, f"expected groups from 0 to {scheme.groups - 1} for the columns")
+        return None if np.array_equal(order, np.arange(len(order)) // scheme.group_size) else order
+
     def _zero_points(self, name: str, scheme: _Scheme) -> NDArray[np.int16]:
         """Counted from zero as the codes are: int16 [N, groups]."""
         stored = _companion(name, "weight_zero_point")
@@ -205,7 +221,7 @@ def _weight_arguments(path: Path, quantization: Any) -> list[_Weights]:
         raise FormatError(f"{where}: expected an object, found {type(quantization).__name__}")
     method = quantization.get("quant_method")
     if method != "compressed-tensors":
-        hint = "use the original model, or one in compressed-tensors or GGUF format"
+        hint = "use the original model, or one in compressed-tensors, GPTQ, AWQ or GGUF format"
         raise UnsupportedError(f"{where}: expected compressed-tensors, found {method!r:.100}", hint=hint)
     groups = quantization.get("config_groups")
     if not isinstance(groups, dict) or not all(isinstance(group, dict) for group in groups.values()):

@@ -95,6 +95,28 @@ class QuantizedTensor:
         return out
 
 
+def in_columns(
+    codes: NDArray[np.uint8],
+    scales: NDArray[np.float32],
+    offsets: NDArray[np.float32] | None,
+    bits: int,
+    groups: NDArray[np.intp],
+) -> NDArray[np.float32]:
+    """The float32 values [N, K] of codes whose columns belong to scattered groups.
+
+    Args:
+        codes, scales, offsets, bits: as in `QuantizedTensor`.
+        groups: [K], the group of each column.
+    """
+    out = codes.astype(np.float32)
+    if offsets is None:
+        out -= np.float32(1 << (bits - 1))
+    out *= scales[:, groups]
+    if offsets is not None:
+        out += offsets[:, groups]
+    return out
+
+
 Tensor = QuantizedTensor | NDArray[np.float32] | NDArray[np.uint16]
 """uint16 holds bfloat16 bits."""
 
