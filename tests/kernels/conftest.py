@@ -51,7 +51,7 @@ def tiny_program(
     ]
     for layer in range(layers):
         here, last = f"{layer}.", layer == layers - 1
-        branch, adds = ("h", 0) if last else ("x", 1)
+        branch, adds = ("branch", 0) if last else ("x", 1)
         ops += [
             Op("rmsnorm", "h", ("x",), (here + "norm1",), {"eps": 1e-5, "offset": 0.5}),
             Op("linear", "qkv", ("h",), (here + "qkv", here + "qkv_bias")),
@@ -88,6 +88,7 @@ def tiny_program(
     buffers = {
         "x": Buffer(hidden),
         "h": Buffer(hidden),
+        "branch": Buffer(hidden),
         "table": Buffer(dim),
         "qkv": Buffer(qkv),
         "a": Buffer(heads * dim),
@@ -102,7 +103,7 @@ def tiny_program(
 
 
 def _added(name: str, wanted: bool) -> list[Op]:
-    return [Op("rmsnorm", "x", ("h",), (name,), {"eps": 1e-5, "offset": 1.0, "accumulate": 1})] if wanted else []
+    return [Op("rmsnorm", "x", ("branch",), (name,), {"eps": 1e-5, "offset": 1.0, "accumulate": 1})] if wanted else []
 
 
 def tiny_weights(program: Program, precision: str, seed: int = 0) -> dict[str, Matrix | np.ndarray]:

@@ -119,10 +119,10 @@ def test_far_contexts_give_the_same_however_many_share_the_heads(threads: int) -
     np.testing.assert_array_equal(decoded(threads, 1), decoded(1, 3)[:1])
 
 
-def test_a_step_of_one_row_meets_five_times_a_layer() -> None:
+def test_a_step_of_one_row_meets_five_times_a_layer_and_twice_more_where_branches_are_normed() -> None:
     program = tiny_program(layers=2)
     executor = Executor(program, tiny_weights(program, "mixed"), pages=1, threads=2)
-    assert executor.meetings == 5 * 2 + 2, "the embedding and the end have one each"
+    assert executor.meetings == 5 + 7 + 2, "the embedding and the end have one each"
 
 
 def test_logits_stay_as_they_were_while_later_steps_run(tier: str) -> None:

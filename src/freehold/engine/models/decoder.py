@@ -138,7 +138,7 @@ class Traits:
     @property
     def branch(self) -> str:
         """Where attention and MLP leave their result: on the residual stream, or aside for a norm."""
-        return "h" if self.sandwich else "x"
+        return "branch" if self.sandwich else "x"
 
     def window(self, layer: int) -> int:
         """The window of a layer; 0 = none."""
@@ -224,11 +224,13 @@ def decoder(architecture: str, config: Config, shape: Shape, traits: Traits) -> 
 def _buffers(shape: Shape, traits: Traits) -> Mapping[str, Buffer]:
     query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
     window_rope = {"window_rope": Buffer(shape.head_dim)} if traits.window_rope is not None else {}
+    branch = {"branch": Buffer(shape.hidden)} if traits.sandwich else {}
     return {
         "x": Buffer(shape.hidden),
         "h": Buffer(shape.hidden),
         "rope": Buffer(shape.head_dim),
         **window_rope,
+        **branch,
         "qkv": Buffer(query + 2 * key),
         "attended": Buffer(query),
         "gate_up": Buffer(2 * shape.intermediate),
@@ -259,7 +261,9 @@ def _attention(make: _Builder, shape: Shape, traits: Traits, layer: int) -> None
     add, modules = not traits.sandwich, (f"{source}.self_attn.o_proj",)
     make.linear(f"{name}.o", traits.branch, "attended", modules, bias=traits.o_bias, accumulate=add)
     if traits.sandwich:
-        make.norm("x", "h", f"{name}.attended_norm", f"{source}.post_attention_layernorm", shape, traits, add=True)
+        make.norm(
+            "x", traits.branch, f"{name}.attended_norm", f"{source}.post_attention_layernorm", shape, traits, add=True
+        )
 
 
 def _mlp(make: _Builder, shape: Shape, traits: Traits, layer: int) -> None:
@@ -272,7 +276,9 @@ def _mlp(make: _Builder, shape: Shape, traits: Traits, layer: int) -> None:
     add, down = not traits.sandwich, (f"{source}.mlp.down_proj",)
     make.linear(f"{name}.down", traits.branch, "gated", down, bias=traits.mlp_bias, accumulate=add)
     if traits.sandwich:
-        make.norm("x", "h", f"{name}.gated_norm", f"{source}.post_feedforward_layernorm", shape, traits, add=True)
+        make.norm(
+            "x", traits.branch, f"{name}.gated_norm", f"{source}.post_feedforward_layernorm", shape, traits, add=True
+        )
 
 
 def _head(make: _Builder, shape: Shape, traits: Traits) -> None:
