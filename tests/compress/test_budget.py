@@ -65,14 +65,16 @@ def test_it_never_overspends_and_is_near_the_best_there_is(given_: dict[str, lis
     assert sum(choice.offer.cost for choice in found.values()) <= best + largest + 1e-9  # one step short at most
 
 
-@pytest.mark.parametrize("text", ["int4 g32", "int4 g128 asymmetric", "int8 per row", "int8 g64"])
+@pytest.mark.parametrize(
+    "text", ["int3 g32", "int4 g32", "int4 g128 asymmetric", "int5 g64", "int6 g128", "int8 per row", "int8 g64"]
+)
 def test_formats_are_read_as_they_are_written(text: str) -> None:
     scheme = parse_scheme(text)
     assert scheme is not None
     assert scheme.text == text
 
 
-@pytest.mark.parametrize("text", ["int3 g32", "int4", "int4 g48", "fp8", "", "int4 g32 "])
+@pytest.mark.parametrize("text", ["int2 g32", "int7 g32", "int4", "int4 g48", "fp8", "", "int4 g32 "])
 def test_a_format_that_is_none_is_refused_with_examples(text: str) -> None:
     with pytest.raises(UsageError) as caught:
         parse_scheme(text)
@@ -90,7 +92,7 @@ def test_a_plan_file_is_read_back_as_it_was_written(tmp_path: Path) -> None:
     assert {name: d.scheme for name, d in read_plan(path).items()} == {n: d.scheme for n, d in decisions.items()}
 
 
-@pytest.mark.parametrize("text", ["[tensors", "x = 1", "[tensors]\na = 4", "[tensors]\na = 'int5 g32'"])
+@pytest.mark.parametrize("text", ["[tensors", "x = 1", "[tensors]\na = 4", "[tensors]\na = 'int9 g32'"])
 def test_a_file_that_is_no_plan_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "plan.toml"
     path.write_text(text)

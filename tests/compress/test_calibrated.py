@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -82,17 +83,55 @@ def test_rounding_that_makes_up_for_itself_beats_rounding_to_nearest(
 
 
 def test_one_choice_for_each_fused_group(source: Path, statistics: Path) -> None:
-    text = plan_text(source, CompressOptions(budget=12.0, embedding_bits=ANY), statistics=statistics)
-    chosen = {}
-    for line in text.splitlines():
-        if line.startswith('"'):
-            name, scheme = line.split('" = "')
-            chosen[name.strip('"')] = scheme.strip('"')
+    text = plan_text(source, CompressOptions(budget=12.0, embedding_bits=ANY, fused=True), statistics=statistics)
+    chosen = formats(text)
     for layer in range(2):
         base = f"model.layers.{layer}."
         assert len({chosen[f"{base}self_attn.{part}_proj.weight"] for part in "qkv"}) == 1
         assert len({chosen[f"{base}mlp.{part}_proj.weight"] for part in ("gate", "up")}) == 1
     assert "# layers.0.qkv: predicted to cost" in text
+
+
+def formats(plan: str) -> dict[str, str]:
+    found = tomllib.loads(plan)["tensors"]
+    assert isinstance(found, dict)
+    return found
+
+
+def predicted(plan: str) -> float:
+    return float(plan.split("predicted to cost ")[1].split()[0])
+
+
+def test_tensors_of_one_input_may_differ_in_bits_but_share_their_activations_groups(
+    source: Path, statistics: Path
+) -> None:
+    found = []
+    for bits in np.arange(4.5, 6.5, 0.25) + 8 * HEADERS / PARAMETERS:
+        texts = [
+            plan_text(source, CompressOptions(budget=bits, embedding_bits=ANY, fused=fused), statistics=statistics)
+            for fused in (False, True)
+        ]
+        assert predicted(texts[0]) <= predicted(texts[1])
+        chosen = formats(texts[0])
+        for layer in range(2):
+            qkv = [chosen[f"model.layers.{layer}.self_attn.{part}_proj.weight"] for part in "qkv"]
+            units = {64 if "per row" in text else int(text.split("g")[1].split()[0]) for text in qkv if text != "bf16"}
+            assert len(units) <= 1
+            found.append(len(set(qkv)))
+    assert max(found) > 1
+
+
+def test_only_the_widths_allowed_are_planned(source: Path, statistics: Path) -> None:
+    for widths, bits in (((4, 8), 12.0), ((5,), 13.0), ((3, 6), 12.0)):
+        options = CompressOptions(budget=bits, embedding_bits=ANY, widths=widths)
+        texts = formats(plan_text(source, options, statistics=statistics)).values()
+        assert {text[3] for text in texts if text != "bf16"} <= set(map(str, widths))
+
+
+def test_widths_that_no_format_has_are_refused() -> None:
+    for widths in ((2,), (4, 7), ()):
+        with pytest.raises(UsageError, match="widths"):
+            CompressOptions(budget=6.0, widths=widths)
 
 
 def test_a_plan_can_be_edited_and_replayed(source: Path, statistics: Path, tmp_path: Path) -> None:
@@ -134,6 +173,30 @@ def test_a_budget_without_statistics_or_with_those_of_another_model_is_refused(
     other = write_checkpoint(tmp_path / "other", tiny_tensors(seed=2), **WIDER)
     with pytest.raises(UsageError, match="another model"):
         compress(other, tmp_path / "out", CompressOptions(budget=8), statistics=statistics)
+
+
+@pytest.mark.parametrize("bits", [3, 5, 6])
+def test_widths_between_are_stored_packed_read_back_and_run(
+    source: Path, statistics: Path, tmp_path: Path, bits: int
+) -> None:
+    options = CompressOptions(uniform=f"int{bits} g32", embedding_bits=ANY)
+    report = compress(source, tmp_path / "out", options, statistics=statistics)
+    assert any(f"layers of {bits} bits" in warning for warning in report.warnings)
+    name = "model.layers.0.mlp.up_proj.weight"
+    with open_checkpoint(source) as before, open_checkpoint(tmp_path / "out") as after:
+        loaded, original, info = after.load(name), before.float32(name), after.info(name)
+        assert isinstance(loaded, QuantizedTensor)
+        assert (loaded.bits, info.dtype) == (bits, f"int{bits}")
+        assert info.nbytes == original.size * bits // 8 + original.size // 32 * 2 + 16
+        relative = np.linalg.norm(loaded.float32() - original) / np.linalg.norm(original)
+        assert 0.7 / 2**bits < relative < 2.2 / 2**bits
+    ids = np.random.default_rng(9).integers(0, 96, 256).tolist()
+    tiers = [
+        evaluate(source, tmp_path / "out", ids, window=128, settings=EngineSettings(isa=isa, kv_dtype="f32")).kld_mean
+        for isa in ("reference", "portable")
+    ]
+    assert tiers[0] == pytest.approx(tiers[1], rel=1e-3)
+    assert tiers[0] < {3: 0.5, 5: 0.05, 6: 0.02}[bits]
 
 
 def test_a_shared_embedding_in_4_bits_is_said_to_be_beyond_transformers(

@@ -12,7 +12,7 @@ from freehold.compress.pack import pack_columns, pack_rows, signed
 from freehold.compress.quantize import Quantized, bf16_bits, quantize, round_bf16
 from freehold.errors import FormatError
 
-GRIDS = [(bits, group, symmetric) for bits in (4, 8) for group in (32, 64) for symmetric in (True, False)]
+GRIDS = [(bits, group, symmetric) for bits in (3, 4, 5, 6, 8) for group in (32, 64) for symmetric in (True, False)]
 
 
 def dequantized(made: Quantized, bits: int, group: int) -> np.ndarray:
@@ -119,6 +119,18 @@ def test_packed_words_are_those_of_compressed_tensors() -> None:
     assert pack_rows((values.astype(np.int16) + 128).astype(np.uint8), 8).tolist() == [
         [-2021623432, -2055045245, 33921]
     ]
+
+
+@pytest.mark.parametrize("bits", [2, 3, 5, 6, 7])
+@pytest.mark.parametrize("columns", [32, 64, 100])
+def test_codes_are_packed_one_after_another_without_gaps(bits: int, columns: int) -> None:
+    codes = np.random.default_rng(bits).integers(0, 1 << bits, (3, columns)).astype(np.uint8)
+    packed = pack_rows(codes, bits)
+    assert packed.shape == (3, -(-columns * bits // 32))
+    for row, words in zip(codes.tolist(), packed, strict=True):
+        number = int.from_bytes(words.tobytes(), "little")
+        assert [number >> (bits * place) & ((1 << bits) - 1) for place in range(columns)] == row
+        assert number >> (bits * columns) == 0
 
 
 def test_zero_points_are_packed_down_the_rows() -> None:

@@ -106,6 +106,27 @@ def test_a_hand_made_layer_has_the_values_computed_by_hand(tmp_path: Path) -> No
     assert (weights[1:] == 0.5).all()
 
 
+def test_codes_of_five_bits_follow_each_other_without_gaps(tmp_path: Path) -> None:
+    # As compressed_tensors 0.20 packs them: code i begins at bit 5 i, whatever int32 that is in.
+    codes = np.arange(64, dtype=np.int64) * 7 % 32
+    number = sum(int(code) << (5 * place) for place, code in enumerate(codes))
+    words = np.frombuffer(number.to_bytes(40, "little"), np.int32).reshape(1, 10)
+    tensors = {
+        "l.weight_packed": words.copy(),
+        "l.weight_scale": np.full((1, 2), 0.5, np.float32),
+        "l.weight_shape": np.array([1, 64], np.int64),
+    }
+    settings = config()
+    settings["quantization_config"]["config_groups"]["group_0"]["weights"].update(num_bits=5)
+    with opened(tmp_path, tensors, settings) as checkpoint:
+        np.testing.assert_array_equal(checkpoint.float32("l.weight")[0], (codes - 16) * 0.5)
+    # Before 0.20, six codes and two empty bits to an int32: eleven words, which are not read as ten.
+    tensors["l.weight_packed"] = np.zeros((1, 11), np.int32)
+    (tmp_path / "gaps").mkdir()
+    with opened(tmp_path / "gaps", tensors, settings) as checkpoint, pytest.raises(FormatError, match="don't hold"):
+        checkpoint.load("l.weight")
+
+
 def test_zero_points_are_packed_down_the_rows(tmp_path: Path) -> None:
     points = np.array([[0x00004321, 0x00008888]], np.int32)
     with opened(tmp_path, layer() | {"l.weight_zero_point": points}, config(symmetric=False)) as checkpoint:
@@ -166,8 +187,8 @@ def test_a_dense_weight_with_a_scale_beside_it_is_dense(tmp_path: Path) -> None:
         (lambda q: q.pop("quant_method"), "expected compressed-tensors, found None"),
         (lambda q: q.update(format="marlin-24"), "unknown format 'marlin-24'"),
         (lambda q: q["config_groups"]["group_0"].update(format="nvfp4-pack-quantized"), "unknown format 'nvfp4"),
-        (lambda q: q["config_groups"]["group_0"]["weights"].update(num_bits=3), "4 or 8 bits, found 'int' of 3"),
-        (lambda q: q["config_groups"]["group_0"]["weights"].update(num_bits=True), "4 or 8 bits"),
+        (lambda q: q["config_groups"]["group_0"]["weights"].update(num_bits=9), "2 to 8 bits, found 'int' of 9"),
+        (lambda q: q["config_groups"]["group_0"]["weights"].update(num_bits=True), "2 to 8 bits"),
         (lambda q: q["config_groups"]["group_0"]["weights"].update(type="float"), "found 'float' of 4"),
         (lambda q: q["config_groups"]["group_0"]["weights"].update(group_size=48), "unknown group size 48"),
         (lambda q: q["config_groups"]["group_0"]["weights"].update(group_size="32"), "unknown group size '32'"),

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from freehold.errors import FormatError
-from freehold.formats.tensors import QuantizedTensor, bf16_to_float32, to_float32
+from freehold.formats.tensors import QuantizedTensor, bf16_to_float32, to_float32, widened
 
 
 def quantized(rows: int, columns: int, group: int, bits: int, *, shifted: bool, seed: int = 0) -> QuantizedTensor:
@@ -54,7 +54,7 @@ def test_dequantizing_leaves_the_codes_alone() -> None:
 @pytest.mark.parametrize(
     ("change", "problem"),
     [
-        ({"bits": 5}, "4 or 8 bits per weight, found 5"),
+        ({"bits": 9}, "2 to 8 bits per weight, found 9"),
         ({"codes": np.zeros((2, 64), np.int8)}, r"uint8 codes \[N, K\], found int8"),
         ({"codes": np.zeros(64, np.uint8)}, r"uint8 codes \[N, K\], found uint8 \[64\]"),
         ({"group_size": 0}, "a positive group size, found 0"),
@@ -76,3 +76,12 @@ def test_bfloat16_bits_are_the_upper_half_of_a_float32() -> None:
     np.testing.assert_array_equal(bf16_to_float32(bits), expected)
     np.testing.assert_array_equal(to_float32(bits), expected)
     np.testing.assert_array_equal(to_float32(expected), expected)
+
+
+@pytest.mark.parametrize("shifted", [True, False])
+@pytest.mark.parametrize(("bits", "wider"), [(3, 4), (4, 5), (5, 8), (6, 8), (8, 8)])
+def test_wider_codes_hold_the_very_same_values(bits: int, wider: int, *, shifted: bool) -> None:
+    tensor = quantized(4, 64, 32, bits, shifted=shifted)
+    found = widened(tensor, wider)
+    assert found.bits == wider
+    np.testing.assert_array_equal(found.float32(), tensor.float32())

@@ -86,6 +86,15 @@ def test_transformers_sees_the_weights_of_a_planned_mix(name: str, tmp_path: Pat
     compare(name, options, tmp_path, statistics=tmp_path / "statistics")
 
 
+@pytest.mark.parametrize("bits", [3, 5, 6])
+def test_transformers_sees_the_weights_of_widths_between(bits: int, tmp_path: Path) -> None:
+    prompt = vector(MODELS / "qwen2-untied" / "expected.npz").prompt
+    source, ids = MODELS / "qwen2-untied", (list(prompt) * 64)[:512]
+    calibrate(source, ids, tmp_path / "statistics", source=digest(source), text="the recorded prompt")
+    options = CompressOptions(uniform=f"int{bits} g32", embedding_bits=8)
+    compare("qwen2-untied", options, tmp_path, statistics=tmp_path / "statistics")
+
+
 def compare(name: str, options: CompressOptions, tmp_path: Path, statistics: Path | None = None) -> None:
     compress(MODELS / name, tmp_path / "out", options, statistics=statistics)
     theirs, ours = load(tmp_path / "out"), with_our_weights(tmp_path / "out")

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from freehold.compress import CompressOptions, Report
 
 DEFAULT_BITS = 4.75  # 70% below bfloat16; more where what transformers loads needs more
-DEFAULT_TOKENS = 2048
+DEFAULT_TOKENS = 8192
 RULES = "none"
 
 
@@ -57,10 +57,18 @@ RULES = "none"
     help="Directory to keep the calibration in, for other budgets. [default: removed at the end]",
 )
 @click.option("--asymmetric", is_flag=True, help="Consider grids with zero points too: better, but not loaded by all.")
+@click.option(
+    "--widths",
+    metavar="BITS,...",
+    help="Bits that a plan may use. 3, 5 and 6 pay by size, but in memory they take 4, 8 and 8. [default: 3,4,5,6,8]",
+)
+@click.option(
+    "--fused", is_flag=True, help="One format for query, key and value, and one for gate and up, as vLLM wants."
+)
 @click.option("--group-size", type=click.Choice(["32", "64", "128"]), help="Without calibration. [default: 32]")
 @click.option(
     "--embedding-bits",
-    type=click.Choice(["4", "8", "16"]),
+    type=click.Choice(["3", "4", "5", "6", "8", "16"]),
     help="Of the embedding: 8 for transformers, 16 for vLLM. [default: any with --bits, else 8]",
 )
 @click.option(
@@ -80,6 +88,8 @@ def command(
     calibration_tokens: int,
     statistics: Path | None,
     asymmetric: bool,
+    widths: str | None,
+    fused: bool,
     group_size: str | None,
     embedding_bits: str | None,
     gguf: Path | None,
@@ -101,7 +111,7 @@ def command(
 
     if out is not None and name is not None:
         raise UsageError("--out and --name both say where to write", hint="give one of them")
-    options = _options(bits, uniform, plan, calibration, asymmetric, group_size, embedding_bits, force)
+    options = _options(bits, uniform, plan, calibration, asymmetric, widths, fused, group_size, embedding_bits, force)
     called = default_name(source, 8 if options.bits == 8 or (bits or 0) >= 8 else 4) if name is None else name
     target = out or store_path(called)
     if not plan_only:
@@ -142,14 +152,18 @@ def _options(
     plan: Path | None,
     calibration: str,
     asymmetric: bool,
+    widths: str | None,
+    fused: bool,
     group_size: str | None,
     embedding_bits: str | None,
     force: bool,
 ) -> CompressOptions:
-    from freehold.compress import ANY, CompressOptions
+    from freehold.compress import ANY, WIDTHS, CompressOptions
 
     if [bits is not None, uniform is not None, plan is not None].count(True) > 1:
         raise UsageError("--bits, --uniform and --plan all say what becomes of each layer", hint="give one of them")
+    if (widths or fused) and (uniform or plan or calibration == RULES):
+        raise UsageError("--widths and --fused are for a plan made by measured cost", hint="leave them out")
     if calibration != RULES:
         if group_size:
             raise UsageError("--group-size is for --calibration none", hint='or say --uniform "int4 g64"')
@@ -162,6 +176,8 @@ def _options(
             stretch=not asked,
             embedding_bits=int(embedding_bits or (ANY if asked else 8)),
             symmetric=not asymmetric,
+            widths=WIDTHS if widths is None else _widths(widths),
+            fused=fused,
             overwrite=force,
         )
     if uniform is not None:
@@ -177,6 +193,13 @@ def _options(
     )
 
 
+def _widths(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise UsageError(f"expected --widths as numbers with commas, found {printable(text)!r}", hint="4,8") from None
+
+
 def _calibrate(path: Path, out: Path, which: str, tokens: int, bar: Progress) -> Path:
     """Statistics of the model on a text, measured now or found finished."""
     from freehold.compress import builtin_text
@@ -186,7 +209,7 @@ def _calibrate(path: Path, out: Path, which: str, tokens: int, bar: Progress) ->
 
     words = builtin_text() if which == "builtin" else read_text(Path(which))
     tokenizer = load_tokenizer(path)
-    ids = tokenizer.encode(words, special=False)[:tokens]
+    ids = spread(tokenizer.encode(words, special=False), tokens)
     say(f"calibrating on {len(ids):,} tokens ({which}); a run that is cut off goes on from {out}")
     try:
         facts = calibrate(
@@ -204,6 +227,17 @@ def _calibrate(path: Path, out: Path, which: str, tokens: int, bar: Progress) ->
         ) from error
     say(f"calibrated in {facts.seconds:.0f} s; perplexity on that text {facts.perplexity:.1f}")
     return out
+
+
+def spread(ids: list[int], tokens: int) -> list[int]:
+    """So many tokens of a text as windows in even steps over all of it: a text's beginning is not all there is."""
+    from freehold.engine.calibrate import WINDOW
+
+    if len(ids) <= tokens or tokens < 2 * WINDOW:
+        return ids[:tokens]
+    count, last = tokens // WINDOW, len(ids) // WINDOW - 1
+    begins = (WINDOW * (last * number // (count - 1)) for number in range(count))
+    return [token for begin in begins for token in ids[begin : begin + WINDOW]]
 
 
 def read_text(path: Path) -> str:

@@ -10,7 +10,7 @@ engine: they meet at files on disk.
 """
 
 from freehold.compress.gguf import Exported, export_gguf
-from freehold.compress.options import ANY, CompressOptions, Progress
+from freehold.compress.options import ANY, WIDTHS, CompressOptions, Progress
 from freehold.compress.plan import Plan, Scheme, TensorPlan, make_plan
 from freehold.compress.report import Report, TensorReport, by_kind
 from freehold.compress.run import compress, plan_text
@@ -19,6 +19,7 @@ from freehold.compress.write import Destination
 
 __all__ = [
     "ANY",
+    "WIDTHS",
     "CompressOptions",
     "Destination",
     "Exported",

@@ -1,8 +1,8 @@
 """A checkpoint as a GGUF file that llama.cpp loads: each tensor in the ggml type of its own grid, none rounded again.
 
-int4 becomes Q4_0 (Q4_1 with zero points), int8 Q8_0, the rest BF16 or F32. Metadata and vocabulary are taken from the
-source where that is a GGUF file, else made from config.json and tokenizer.json (byte-level BPE only). Knows llama.cpp's
-names for the families that `formats.gguf_checkpoint` reads.
+3 and 4 bits become Q4_0 (Q4_1 with zero points), 5 bits Q5_0, 6 and 8 bits Q8_0, the rest BF16 or F32. Metadata and
+vocabulary are taken from the source where that is a GGUF file, else made from config.json and tokenizer.json (byte-level
+BPE only). Knows llama.cpp's names for the families that `formats.gguf_checkpoint` reads.
 """
 
 from __future__ import annotations

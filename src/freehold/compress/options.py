@@ -8,6 +8,7 @@ from typing import Protocol
 from freehold.errors import UsageError
 
 GROUP_SIZES = (32, 64, 128)
+WIDTHS = (3, 4, 5, 6, 8)
 ANY = 0
 """`embedding_bits` that leaves the choice to the budget."""
 KEEP = 16
@@ -40,6 +41,8 @@ class CompressOptions:
         embedding_bits: 8, or 16 to leave embeddings and output layer alone (vLLM reads no int8 embeddings). With a
             budget: of the embedding; 4 and ANY too, which for an embedding shared with the output layer gives what
             transformers can't load (Freehold, and llama.cpp as GGUF, can).
+        widths: bits that a plan may use. The kernels have 4 and 8: 3 bits are kept as 4 in memory, 5 and 6 as 8.
+        fused: one format for all tensors that read one input (query, key and value; gate and up), as vLLM wants.
         overwrite: replace an earlier result of ours at the destination.
         threads: threads that search scales; 0 = as many as this process may use, at most 8.
 
@@ -55,6 +58,8 @@ class CompressOptions:
     budget: float | None = None
     uniform: str | None = None
     stretch: bool = False
+    widths: tuple[int, ...] = WIDTHS
+    fused: bool = False
     overwrite: bool = False
     threads: int = 0
 
@@ -63,9 +68,13 @@ class CompressOptions:
         _one_of("group size", self.group_size, GROUP_SIZES)
         _one_of("bits of key and value projections", self.kv_bits, (4, 8))
         planned = self.budget is not None or self.uniform is not None
-        _one_of("bits of the embedding", self.embedding_bits, (ANY, 4, 8, KEEP) if planned else (8, KEEP))
+        _one_of("bits of the embedding", self.embedding_bits, (ANY, *WIDTHS, KEEP) if planned else (8, KEEP))
         if self.budget is not None and not 4 <= self.budget <= 16:
             raise UsageError(f"expected a budget of 4 to 16 bits a weight, found {self.budget:g}")
+        if not self.widths or not set(self.widths) <= set(WIDTHS):
+            raise UsageError(
+                f"expected widths out of {', '.join(map(str, WIDTHS))}, found {', '.join(map(str, self.widths)) or 'none'}"
+            )
         if self.threads < 0:
             raise UsageError(f"expected threads to be 0 or more, found {self.threads}")
 
@@ -80,6 +89,8 @@ class CompressOptions:
             "budget": self.budget,
             "uniform": self.uniform,
             "stretch": self.stretch,
+            "widths": ",".join(map(str, self.widths)),
+            "fused": self.fused,
         }
 
 

@@ -117,10 +117,10 @@ def _higher(report: Report) -> str:
     rows = [
         (tensor.name, tensor.stored, tensor.reason)
         for tensor in report.tensors
-        if len(tensor.shape) == 2 and not tensor.stored.startswith("int4")
+        if len(tensor.shape) == 2 and not tensor.stored.startswith(("int3", "int4"))
     ]
     if not rows:
-        return "<p>No matrix: all of them are int4.</p>"
+        return "<p>No matrix: all of them have 4 bits or fewer.</p>"
     return _table(("Tensor", "Format", "Why"), rows)
 
 

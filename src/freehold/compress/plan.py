@@ -27,7 +27,7 @@ class Scheme:
     """A grid.
 
     Args:
-        bits: 4 or 8.
+        bits: 3, 4, 5, 6 or 8.
         group_size: columns that share a scale; None = the whole row.
         symmetric: no zero points.
         packed: "pack-quantized" (several codes to an int32); else "int-quantized", one int8 each. Embeddings need the

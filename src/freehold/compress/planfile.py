@@ -4,7 +4,8 @@
     # layers.0.qkv: predicted to cost 0.00123 nats; ...
     "model.layers.0.self_attn.q_proj.weight" = "int4 g32"
 
-Formats: "int4 g32", "int4 g64 asymmetric", "int8 per row", "bf16". Tensors that are not named follow the usual rules.
+Formats: "int4 g32", "int4 g64 asymmetric", "int8 per row", "bf16"; widths are 3, 4, 5, 6 and
+8 bits. Tensors that are not named follow the usual rules.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from freehold.compress.plan import Scheme
 from freehold.errors import UsageError
 
 KEEP = "bf16"
-_FORMAT = re.compile(r"int([48]) (?:g(\d+)|(per row))( asymmetric)?")
+_FORMAT = re.compile(r"int([34568]) (?:g(\d+)|(per row))( asymmetric)?")
 _KNOWN = 'one such as "int4 g32", "int4 g64 asymmetric", "int8 per row" or "bf16"'
 
 

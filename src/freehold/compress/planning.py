@@ -6,6 +6,7 @@ Knows tensors' shapes and costs; rounds nothing itself.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 
@@ -15,7 +16,7 @@ from freehold.compress.options import ANY, GROUP_SIZES, CompressOptions
 from freehold.compress.options import KEEP as KEEP_BITS
 from freehold.compress.plan import Plan, Scheme, TensorPlan
 from freehold.compress.planfile import KEEP, Decision, parse_scheme
-from freehold.compress.sensitivity import measure
+from freehold.compress.sensitivity import Costs, measure
 from freehold.compress.statistics import Group, Statistics
 from freehold.errors import UsageError
 from freehold.formats import Checkpoint
@@ -29,6 +30,10 @@ SPARE = 0.2
 GUARD = 2e-3
 """Nats that int8 activations may cost at one input before it is read in two passes: half of what all inputs of a small
 model together lose without outliers."""
+JOIN = " + "
+"""Between the formats of a group's tensors where they differ."""
+MOST_MIXED = 4
+"""Tensors of a group up to which every mix of widths is tried."""
 HEADER_SLACK = 16 << 10
 """Bytes that a header may grow by when tensors get other formats: a few hundred names and offsets."""
 
@@ -47,6 +52,7 @@ def decide(
     statistics: Statistics,
     options: CompressOptions,
     progress: Progress,
+    threads: int = 1,
 ) -> Decided:
     """A format for every tensor that calibration has seen.
 
@@ -60,12 +66,9 @@ def decide(
         if all(name in tensors and tensors[name].role != "other" for name in group.tensors)
     }
     candidates = {name: _candidates(group, tensors, options) for name, group in groups.items()}
-    costs = measure(checkpoint, statistics, candidates, progress)
+    costs = measure(checkpoint, statistics, candidates, progress, threads)
     offers = {
-        name: [
-            *(_offer(groups[name], tensors, scheme, costs.get(name, {})[scheme.text]) for scheme in schemes),
-            _offer(groups[name], tensors, None, 0.0),
-        ]
+        name: _offers(groups[name], tensors, schemes, costs, fused=options.fused)
         for name, schemes in candidates.items()
     }
     if options.budget is None:
@@ -78,9 +81,9 @@ def decide(
             budget = max(budget, smallest + int(SPARE * parameters / 8))
         chosen = {name: (choice.offer, choice.reason) for name, choice in spend(offers, budget).items()}
     decisions = {
-        tensor: Decision(parse_scheme(chosen[name][0].text), chosen[name][1], name, chosen[name][0].cost)
+        tensor: Decision(parse_scheme(text), chosen[name][1], name, chosen[name][0].cost)
         for name, group in groups.items()
-        for tensor in group.tensors
+        for tensor, text in zip(group.tensors, _texts(chosen[name][0].text, group), strict=True)
     }
     return Decided(decisions, _curve(base, groups.values(), offers))
 
@@ -149,8 +152,15 @@ def _limits(tensors: Iterable[TensorPlan]) -> tuple[str, ...]:
     schemes = [(tensor, tensor.scheme) for tensor in tensors if tensor.scheme is not None]
     if any(tensor.tied and scheme.packed for tensor, scheme in schemes):
         warnings.append(
-            "transformers can't load a 4-bit embedding that is shared with the output layer: for it use "
+            "transformers can't load an embedding of less than 8 bits that is shared with the output layer: for it use "
             "--embedding-bits 8; llama.cpp loads --gguf"
+        )
+    between = sorted({scheme.bits for _, scheme in schemes} - {4, 8})
+    if between:
+        widths = ", ".join(map(str, between))
+        warnings.append(
+            f"layers of {widths} bits: transformers needs compressed-tensors 0.20 for them, vLLM has none, and the engine "
+            "keeps 3 bits as 4 and 5 and 6 as 8 in memory; --widths 4,8 leaves them out"
         )
     if any(not scheme.symmetric for _, scheme in schemes):
         warnings.append("transformers can't load zero points of packed layers: for it leave out --asymmetric")
@@ -185,13 +195,15 @@ def _candidates(group: Group, tensors: Mapping[str, TensorPlan], options: Compre
     if options.uniform is not None:
         wanted = parse_scheme(options.uniform)
         if wanted is None:
-            raise UsageError("expected a uniform format of 4 or 8 bits, found bf16")
+            raise UsageError("expected a uniform format of 3 to 8 bits, found bf16")
         return [_fitting(wanted, columns)]
     fitting = [size for size in GROUP_SIZES if columns % size == 0]
-    found = [Scheme(4, size, symmetric=True, packed=True) for size in fitting]
+    widths = options.widths if embedding == ANY else (embedding,)
+    narrow = [bits for bits in widths if bits < 8]
+    found = [Scheme(bits, size, symmetric=True, packed=True) for bits in narrow for size in fitting]
     if not options.symmetric:
-        found += [Scheme(4, size, symmetric=False, packed=True) for size in fitting]
-    return [*found, *([] if embedding == 4 else [Scheme(8, None, symmetric=True, packed=True)])]
+        found += [Scheme(bits, size, symmetric=False, packed=True) for bits in narrow if bits <= 4 for size in fitting]
+    return [*found, *([Scheme(8, None, symmetric=True, packed=True)] if 8 in widths or not found else [])]
 
 
 def _fitting(scheme: Scheme, columns: int) -> Scheme:
@@ -202,9 +214,33 @@ def _fitting(scheme: Scheme, columns: int) -> Scheme:
     return dataclasses.replace(scheme, group_size=max(sizes)) if sizes else Scheme(8, None, symmetric=True, packed=True)
 
 
-def _offer(group: Group, tensors: Mapping[str, TensorPlan], scheme: Scheme | None, cost: float) -> Offer:
-    made = [_with(tensors[name], Decision(scheme, "")) for name in group.tensors]
-    return Offer(KEEP if scheme is None else scheme.text, sum(_size(tensor) for tensor in made), cost)
+def _offers(
+    group: Group, tensors: Mapping[str, TensorPlan], schemes: list[Scheme], costs: Costs, *, fused: bool
+) -> list[Offer]:
+    """Every scheme for all of a group's tensors; unless `fused`, also other widths for each on a common group size.
+
+    With a common group size the activations are rounded once for all of them.
+    """
+
+    def offer(mix: tuple[Scheme | None, ...]) -> Offer:
+        pairs = list(zip(group.tensors, mix, strict=True))
+        size = sum(_size(_with(tensors[name], Decision(scheme, ""))) for name, scheme in pairs)
+        cost = sum(costs[name][scheme.text] for name, scheme in pairs if scheme is not None)
+        texts = [KEEP if scheme is None else scheme.text for scheme in mix]
+        return Offer(texts[0] if len(set(texts)) == 1 else JOIN.join(texts), size, cost)
+
+    count = len(group.tensors)
+    mixes: list[tuple[Scheme | None, ...]] = [(scheme,) * count for scheme in [*schemes, None]]
+    if 1 < count <= MOST_MIXED and not fused:
+        for size in GROUP_SIZES:
+            given = [s for s in schemes if (s.group_size or ROW_UNIT) == size]
+            mixes += [mix for mix in itertools.product(given, repeat=count) if len(set(mix)) > 1]
+    return [offer(mix) for mix in mixes]
+
+
+def _texts(text: str, group: Group) -> list[str]:
+    """An offer's formats, tensor by tensor."""
+    return text.split(JOIN) if JOIN in text else [text] * len(group.tensors)
 
 
 def _size(tensor: TensorPlan) -> int:

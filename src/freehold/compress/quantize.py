@@ -1,4 +1,4 @@
-"""Rounding weights to int4 and int8: a search for each group's scale that needs no calibration data.
+"""Rounding weights to 3 to 8 bits: a search for each group's scale that needs no calibration data.
 
 For every group several scales are tried. For the codes q that a candidate gives, the best scale has a closed form,
 s = <w,q>/<q,q>, and leaves the squared error |w|^2 - <w,q>^2/<q,q>; the candidate with the least wins, its scale is
@@ -22,9 +22,21 @@ _f = np.float32
 # Which code the group's extreme weight is mapped to; negative ones flip the scale's sign, which lets the extreme use
 # the one code more that two's complement has below zero. Chosen on SmolLM2-135M: relative error 0.1002 with absmax,
 # 0.0791 with these eight, 0.0789 with twenty.
-_SYMMETRIC = {4: (-8.0, 7.0, -7.5, 7.5, -8.5, -9.0, 8.0, -7.0), 8: (127.0, -128.0, -132.0, 132.0, -138.0, 138.0)}
+_SYMMETRIC = {
+    3: (-4.0, 3.0, -3.5, 3.5, -4.5, -5.0, 4.5, -3.0, 5.0),
+    4: (-8.0, 7.0, -7.5, 7.5, -8.5, -9.0, 8.0, -7.0),
+    5: (-16.0, 15.0, -15.5, 15.5, -16.5, 16.5, -17.5, 17.5),
+    6: (-32.0, 31.0, -31.5, 31.5, -33.0, 33.0),
+    8: (127.0, -128.0, -132.0, 132.0, -138.0, 138.0),
+}
 # How far the range from smallest to largest weight is shrunk.
-_ASYMMETRIC = {4: (1.0, 1.03, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76), 8: (1.0, 0.98, 0.96)}
+_ASYMMETRIC = {
+    3: (1.0, 1.05, 0.94, 0.88, 0.82, 0.76, 0.7),
+    4: (1.0, 1.03, 0.96, 0.92, 0.88, 0.84, 0.8, 0.76),
+    5: (1.0, 1.02, 0.98, 0.95, 0.92, 0.88),
+    6: (1.0, 0.98, 0.96, 0.93),
+    8: (1.0, 0.98, 0.96),
+}
 
 
 @dataclass(frozen=True, slots=True)

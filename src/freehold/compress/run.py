@@ -40,7 +40,7 @@ from freehold.formats.digest import digest
 from freehold.formats.tensors import to_float32
 from freehold.process_memory import peak_resident_bytes
 
-ALGORITHM = 2
+ALGORITHM = 3
 """Raised whenever the same source and options would give other bytes: unfinished work of another version is dropped."""
 BLOCK = 1 << 17  # weights searched at a time: the handful of float32 arrays of this size stay in the L2 cache
 GPTQ_ROWS = 8192  # columns are done one by one: long ones, so that Python is not what takes the time
@@ -145,7 +145,7 @@ def _planned(
         return base
     if seen is None:
         raise UsageError("a budget of bits is spent by measured cost", hint="calibrate first")
-    decided = decide(checkpoint, base, seen, options, progress)
+    decided = decide(checkpoint, base, seen, options, progress, _threads(options))
     return dataclasses.replace(applied(base, decided.decisions), curve=decided.curve)
 
 
@@ -213,8 +213,8 @@ def _grid(
     pool: ThreadPoolExecutor,
 ) -> dict[str, float]:
     group = scheme.group_size or tensor.info.shape[1]
-    by_cost = seen is not None and scheme.bits == 4  # at 8 bits there is nothing left to make up for
-    root = seen.root(seen.by_tensor[tensor.name]) if seen is not None and by_cost else None
+    by_cost = seen is not None and scheme.bits < 8  # at 8 bits there is nothing left to make up for
+    moment = seen.curvature(seen.by_tensor[tensor.name]) if seen is not None and by_cost else None
 
     same = loaded if isinstance(loaded, QuantizedTensor) and _on_grid(loaded, scheme, group) else None
 
@@ -223,8 +223,8 @@ def _grid(
         if same is not None:
             norm = float(np.sum(weights * weights, dtype=np.float64))
             return Quantized(same.codes[rows], same.scales[rows], None, squared_error=0.0, squared_norm=norm)
-        if root is not None:
-            return gptq(weights, root, scheme.bits, group, symmetric=scheme.symmetric)
+        if moment is not None:
+            return gptq(weights, moment, scheme.bits, group, symmetric=scheme.symmetric)
         return quantize(weights, scheme.bits, group, symmetric=scheme.symmetric)
 
     scales, zeros, error, norm = [], [], 0.0, 0.0

@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.compress.gptq import gptq
+from freehold.compress.gptq import Curvature, gptq
 from freehold.compress.plan import Scheme
 from freehold.compress.quantize import quantize
 from freehold.compress.statistics import Statistics
@@ -24,10 +26,10 @@ from freehold.formats.tensors import QuantizedTensor, to_float32
 
 F32 = NDArray[np.float32]
 Costs = dict[str, dict[str, float]]
-"""By group and by the scheme's text."""
+"""By tensor and by the scheme's text."""
 
 SAMPLE = 96  # rows of a tensor that are tried; all of them where there are not many more
-VERSION = 4
+VERSION = 6
 
 
 def measure(
@@ -35,54 +37,56 @@ def measure(
     statistics: Statistics,
     candidates: dict[str, list[Scheme]],
     progress: Callable[[int, int | None, str], None],
+    threads: int = 1,
 ) -> Costs:
     """Costs of the candidates of every group, measured or read back."""
     path = statistics.directory / f"costs-{VERSION}.jsonl"
     known = _read(path)
     groups = [group for group in statistics.groups if group.name in candidates]
-    with path.open("a") as file:
+    with path.open("a") as file, ThreadPoolExecutor(threads) as pool:
         for number, group in enumerate(groups):
             progress(number, len(groups), "measuring")
-            if all(scheme.text in known.get(group.name, {}) for scheme in candidates[group.name]):
+            wanted = {scheme.text for scheme in candidates[group.name]}
+            if all(wanted <= known.get(tensor, {}).keys() for tensor in group.tensors):
                 continue
-            root, diagonal = statistics.root(group), statistics.moment(group)[1] ** 2
+            moment, diagonal = statistics.curvature(group), statistics.moment(group)[1] ** 2
             samples = [_sample(checkpoint, statistics, tensor) for tensor in group.tensors]
             weights, counts = (np.concatenate(parts) for parts in zip(*samples, strict=True))
-            costs = _costs(weights, counts, root, diagonal, candidates[group.name])
-            known.setdefault(group.name, {}).update(costs)
+            ends = np.cumsum([len(rows) for rows, _ in samples])[:-1]
+            trial = _Trial(weights, counts, moment, diagonal)
+            costs: Costs = {tensor: {} for tensor in group.tensors}
+            for scheme, found in zip(
+                candidates[group.name], pool.map(trial.costs, candidates[group.name]), strict=True
+            ):
+                for tensor, part in zip(group.tensors, np.split(found, ends), strict=True):
+                    costs[tensor][scheme.text] = float(part.sum())
+            _add(known, costs)
             file.write(json.dumps({"group": group.name, "costs": costs}) + "\n")
             file.flush()
     progress(len(groups), len(groups), "measuring")
     return known
 
 
-def _costs(weights: F32, counts: F32, root: F32, diagonal: F32, schemes: list[Scheme]) -> dict[str, float]:
-    """Of rows [n, K] that stand for `counts`.
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """Rows [n, K] that stand for `counts`, and what their columns count: the moment, and its diagonal."""
 
-    Rounding to nearest errs independently from column to column, so that the moment's diagonal tells its cost; how far
-    GPTQ falls below that is tried for the finest grid of each kind and hardly depends on the group size.
-    """
-    nearest = {scheme: _nearest(weights, counts, diagonal, scheme) for scheme in schemes}
-    out: dict[str, float] = {}
-    for symmetric in (True, False):
-        narrow = [scheme for scheme in schemes if scheme.bits == 4 and scheme.symmetric == symmetric]
-        if not narrow:
-            continue
-        finest = min(narrow, key=lambda scheme: scheme.group_size or weights.shape[1])
-        size = finest.group_size or weights.shape[1]
-        tried = 0.5 * float(gptq(weights, root, 4, size, symmetric=symmetric).costs @ counts)
-        gain = tried / nearest[finest] if nearest[finest] > 0 else 1.0
-        out |= {scheme.text: gain * nearest[scheme] for scheme in narrow}
-    return out | {scheme.text: nearest[scheme] for scheme in schemes if scheme.bits == 8}
+    weights: F32
+    counts: F32
+    moment: Curvature
+    diagonal: F32
 
-
-def _nearest(weights: F32, counts: F32, diagonal: F32, scheme: Scheme) -> float:
-    group = scheme.group_size or weights.shape[1]
-    plain = quantize(weights, scheme.bits, group, symmetric=scheme.symmetric)
-    half = np.float32(1 << (scheme.bits - 1))
-    low = half if plain.zeros is None else np.repeat(plain.zeros, group, axis=1).astype(np.float32)
-    error = weights - (plain.codes - low) * np.repeat(plain.scales, group, axis=1)
-    return 0.5 * float(counts @ ((error * error) @ diagonal))
+    def costs(self, scheme: Scheme) -> NDArray[np.float64]:
+        """Of each row as it will be rounded."""
+        group = scheme.group_size or self.weights.shape[1]
+        if scheme.bits < 8:
+            found = gptq(self.weights, self.moment, scheme.bits, group, symmetric=scheme.symmetric)
+            return 0.5 * found.costs * self.counts
+        # To nearest: errors are independent from column to column.
+        plain = quantize(self.weights, scheme.bits, group, symmetric=True)
+        error = self.weights - (plain.codes - np.float32(128)) * np.repeat(plain.scales, group, axis=1)
+        costs: NDArray[np.float64] = 0.5 * self.counts.astype(np.float64) * ((error * error) @ self.diagonal)
+        return costs
 
 
 def _sample(checkpoint: Checkpoint, statistics: Statistics, tensor: str) -> tuple[F32, F32]:
@@ -113,10 +117,17 @@ def _read(path: Path) -> Costs:
         return known
     for line in path.read_text().splitlines():
         try:
-            entry = json.loads(line)
-            costs = {str(text): float(cost) for text, cost in entry["costs"].items()}
+            costs = {
+                str(tensor): {str(text): float(cost) for text, cost in found.items()}
+                for tensor, found in json.loads(line)["costs"].items()
+            }
         except (ValueError, KeyError, TypeError, AttributeError):
             continue  # a line cut off by a kill is measured again
-        if all(math.isfinite(cost) for cost in costs.values()):
-            known.setdefault(str(entry["group"]), {}).update(costs)
+        if all(math.isfinite(cost) for found in costs.values() for cost in found.values()):
+            _add(known, costs)
     return known
+
+
+def _add(known: Costs, more: Costs) -> None:
+    for tensor, costs in more.items():
+        known.setdefault(tensor, {}).update(costs)

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.compress.gptq import inverse_root
+from freehold.compress.gptq import Curvature, curvature, damping_for
 from freehold.errors import FormatError, UsageError
 from freehold.formats.reading import read_json
 from freehold.formats.safetensors import SafetensorsFile
 
 F32 = NDArray[np.float32]
-VERSION = 1
+VERSION = 2
 INDEX = "calibration.json"
 EMBEDDING = "embedding.safetensors"
 TABLE = "embedding"
@@ -97,10 +97,10 @@ class Statistics:
         safe = np.where(root > 0, root, np.float32(1))
         return both / safe[:, None] / safe[None, :], root
 
-    @lru_cache(maxsize=1)  # noqa: B019  one matrix, the size of the largest input squared
-    def root(self, group: Group) -> F32:
-        """`gptq.inverse_root` of a group's moment."""
-        return inverse_root(*self.moment(group))
+    @lru_cache(maxsize=1)  # noqa: B019  two matrices of the largest input's size squared
+    def curvature(self, group: Group) -> Curvature:
+        """A group's moment, made ready for rounding."""
+        return curvature(*self.moment(group), damping_for(int(self.facts["tokens"])))
 
     @property
     def _frequency(self) -> F32:

@@ -46,7 +46,7 @@ from freehold.kernels.reference import quantize_rows
 
 Progress = Callable[[int, int | None, str], None]
 
-VERSION = 1
+VERSION = 2
 """Raised whenever the files would mean something else."""
 WINDOW = 512
 SMALLEST_WINDOW = 32

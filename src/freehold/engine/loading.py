@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from freehold.errors import FormatError, UnsupportedError, UsageError
 from freehold.formats.checkpoint import Checkpoint
-from freehold.formats.tensors import QuantizedTensor, Tensor
+from freehold.formats.tensors import QuantizedTensor, Tensor, widened
 from freehold.kernels.matrix import FloatMatrix, Matrix, QuantizedMatrix, from_tensor
 from freehold.kernels.program import Op, Program, WeightSpec
 
@@ -163,7 +163,7 @@ class _Loader:
             return from_tensor(tensor)
         reason = _misfit(tensor)
         if reason is None:
-            return from_tensor(tensor)
+            return from_tensor(widened(tensor, 4 if tensor.bits <= 4 else 8))  # the kernels have int4 and int8
         self._widened[reason] = self._widened.get(reason, 0) + 1
         return FloatMatrix(tensor.float32())
 
@@ -187,8 +187,6 @@ def to_bfloat16(tensor: Tensor) -> NDArray[np.uint16]:
 
 def _misfit(tensor: QuantizedTensor) -> str | None:
     """Why the kernels can't take a tensor as it is, or None."""
-    if tensor.bits not in (4, 8):
-        return f"the kernels have int4 and int8, not {tensor.bits} bits"
     if tensor.group_size not in GROUPS and tensor.group_size != tensor.codes.shape[1]:
         return f"the kernels have groups of {', '.join(map(str, GROUPS))} or a whole row, not {tensor.group_size}"
     return None

@@ -1,9 +1,9 @@
-"""Checkpoints in the compressed-tensors format: packed int4 and int8 weights under their logical names.
+"""Checkpoints in the compressed-tensors format: packed weights of 2 to 8 bits under their logical names.
 
-Reads "pack-quantized" (4 or 8 bits, per group, channel or tensor, symmetric or not) and "int-quantized" (int8), and
+Reads "pack-quantized" (2 to 8 bits, per group, channel or tensor, symmetric or not) and "int-quantized" (int8), and
 layers left dense. Layout as in the compressed-tensors package 0.20, compressors/pack_quantized: values are stored plus
-2^(bits-1), the first in the lowest bits; zero points likewise, packed down the rows. What is quantized is read off the
-tensors that are there, so the config's layer patterns need no matching. Knows no layers.
+2^(bits-1), without gaps, the first in the lowest bits; zero points likewise, packed down the rows. What is quantized is
+read off the tensors that are there, so the config's layer patterns need no matching. Knows no layers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from freehold.errors import FormatError, UnsupportedError
 from freehold.formats.checkpoint import CheckpointBase, load_dense
 from freehold.formats.safetensors import SafetensorsSet
-from freehold.formats.tensors import QuantizedTensor, Tensor, TensorInfo, bf16_to_float32, in_columns
+from freehold.formats.tensors import BITS, QuantizedTensor, Tensor, TensorInfo, bf16_to_float32, in_columns
 
 FORMATS = ("pack-quantized", "int-quantized", "mixed-precision", "dense")
 GROUP_SIZES = (32, 64, 128)
@@ -65,7 +65,7 @@ class CompressedCheckpoint(CheckpointBase):
         return list(self._names)
 
     def info(self, name: str) -> TensorInfo:
-        """See `Checkpoint.info`; "int4" or "int8" for a quantized weight. Reads the 16 bytes of `weight_shape`."""
+        """See `Checkpoint.info`; "int4", "int8" ... for a quantized weight. Reads the 16 bytes of `weight_shape`."""
         if not self._quantized(name):
             return self._tensors.info(name)
         scheme = self._scheme(name)
@@ -236,8 +236,8 @@ def _weights(where: str, weights: Any) -> _Weights:
     if not isinstance(weights, dict):
         raise FormatError(f"{where}: expected weights to be an object, found {type(weights).__name__}")
     kind, bits, size = weights.get("type", "int"), weights.get("num_bits", 8), weights.get("group_size")
-    if kind != "int" or type(bits) is not int or bits not in (4, 8):
-        raise UnsupportedError(f"{where}: expected int weights of 4 or 8 bits, found {kind!r:.40} of {bits!r:.40}")
+    if kind != "int" or type(bits) is not int or bits not in BITS:
+        raise UnsupportedError(f"{where}: expected int weights of 2 to 8 bits, found {kind!r:.40} of {bits!r:.40}")
     symmetric = weights.get("symmetric", True) is not False
     if size in (None, -1):  # one scale for a row or the whole tensor
         return _Weights(bits, None, symmetric)
@@ -261,7 +261,24 @@ def _unpack(words: NDArray[np.int32], bits: int, columns: int) -> NDArray[np.uin
     packed = words.view(np.uint8)
     if bits == 8:
         return np.ascontiguousarray(packed[:, :columns])
+    if bits != 4:
+        return _unpack_eights(packed, bits, columns)
     out = np.empty((len(packed), packed.shape[1], 2), np.uint8)
     np.bitwise_and(packed, 15, out=out[:, :, 0])
     np.right_shift(packed, 4, out=out[:, :, 1])
     return np.ascontiguousarray(out.reshape(len(packed), -1)[:, :columns])
+
+
+def _unpack_eights(packed: NDArray[np.uint8], bits: int, columns: int) -> NDArray[np.uint8]:
+    """Eight codes fill so many bytes as they have bits; older versions of compressed-tensors left gaps, and are refused."""
+    rows, count = len(packed), -(-columns // 8)
+    missing = count * bits - packed.shape[1]
+    if missing > 0:
+        packed = np.concatenate([packed, np.zeros((rows, missing), np.uint8)], axis=1)
+    joined = np.zeros((rows, count, 8), np.uint8)
+    joined[:, :, :bits] = packed[:, : count * bits].reshape(rows, count, bits)
+    words = joined.view("<u8")[:, :, 0]
+    out = np.empty((rows, count, 8), np.uint8)
+    for place in range(8):
+        out[:, :, place] = (words >> np.uint64(place * bits)) & np.uint64((1 << bits) - 1)
+    return np.ascontiguousarray(out.reshape(rows, -1)[:, :columns])

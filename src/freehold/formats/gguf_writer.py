@@ -1,7 +1,7 @@
 """Writing GGUF, version 3: metadata, tensor table, and tensors in the block formats whose grids are ours.
 
-Q4_0, Q4_1 and Q8_0 hold what an int4 or int8 grid in groups of 32 or more holds, but for scales, which are float16
-there. Layout of the container: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; of the blocks:
+Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 hold what a grid of up to 4, 5 or 8 bits in groups of 32 or more holds, but for scales,
+which are float16 there. Layout of the container: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md; of the blocks:
 ggml-common.h. Knows no models.
 """
 
@@ -18,13 +18,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.errors import FormatError
-from freehold.formats.tensors import QuantizedTensor, Tensor, to_float32
+from freehold.formats.tensors import QuantizedTensor, Tensor, to_float32, widened
 
 ALIGNMENT = 32
 BLOCK = 32
-F32_TYPE, F16_TYPE, Q4_0, Q4_1, Q8_0, BF16_TYPE = 0, 1, 2, 3, 8, 30
-TYPE_NAMES = {F32_TYPE: "F32", F16_TYPE: "F16", Q4_0: "Q4_0", Q4_1: "Q4_1", Q8_0: "Q8_0", BF16_TYPE: "BF16"}
-_BLOCK_BYTES = {Q4_0: 18, Q4_1: 20, Q8_0: 34}
+F32_TYPE, F16_TYPE, Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, BF16_TYPE = 0, 1, 2, 3, 6, 7, 8, 30
+TYPE_NAMES = {
+    F32_TYPE: "F32",
+    F16_TYPE: "F16",
+    Q4_0: "Q4_0",
+    Q4_1: "Q4_1",
+    Q5_0: "Q5_0",
+    Q5_1: "Q5_1",
+    Q8_0: "Q8_0",
+    BF16_TYPE: "BF16",
+}
+_BLOCK_BYTES = {Q4_0: 18, Q4_1: 20, Q5_0: 22, Q5_1: 24, Q8_0: 34}
+_BLOCK_BITS = {Q4_0: 4, Q4_1: 4, Q5_0: 5, Q5_1: 5, Q8_0: 8}
 _WIDTHS = {F32_TYPE: 4, F16_TYPE: 2, BF16_TYPE: 2}
 
 
@@ -69,10 +79,12 @@ def block_type(tensor: Tensor) -> int:
     """The ggml type that holds a tensor without rounding its values; only scales may lose bits."""
     if not isinstance(tensor, QuantizedTensor):
         return F32_TYPE if tensor.ndim < 2 or tensor.dtype == np.float32 else BF16_TYPE
-    if tensor.codes.shape[1] % BLOCK or tensor.group_size % BLOCK or (tensor.bits == 8 and tensor.offsets is not None):
+    if tensor.codes.shape[1] % BLOCK or tensor.group_size % BLOCK or (tensor.bits > 5 and tensor.offsets is not None):
         return BF16_TYPE
-    if tensor.bits == 8:
+    if tensor.bits > 5:
         return Q8_0
+    if tensor.bits == 5:
+        return Q5_0 if tensor.offsets is None else Q5_1
     return Q4_0 if tensor.offsets is None else Q4_1
 
 
@@ -103,6 +115,7 @@ def inexact_scales(tensor: Tensor, kind: int) -> int:
 
 
 def _blocks(tensor: QuantizedTensor, kind: int) -> bytes:
+    tensor = widened(tensor, _BLOCK_BITS[kind])
     rows, columns = tensor.codes.shape
     count = columns // BLOCK
     out = np.empty((rows, count, _BLOCK_BYTES[kind]), np.uint8)
@@ -116,6 +129,9 @@ def _blocks(tensor: QuantizedTensor, kind: int) -> bytes:
     if tensor.offsets is not None:
         out[:, :, 2:4] = _half(tensor.offsets, times, count)
         first = 4
+    if kind in (Q5_0, Q5_1):  # the fifth bits of all 32 come first, little end first
+        out[:, :, first : first + 4] = np.packbits(codes >> np.uint8(4), axis=-1, bitorder="little")
+        codes, first = codes & np.uint8(15), first + 4
     out[:, :, first:] = codes[:, :, : BLOCK // 2] | (codes[:, :, BLOCK // 2 :] << np.uint8(4))
     return out.tobytes()
 

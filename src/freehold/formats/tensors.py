@@ -14,6 +14,8 @@ from freehold.errors import FormatError
 
 MAX_ELEMENTS = 1 << 40
 """No tensor of any model comes near this; sizes beyond it are a damaged or hostile file."""
+BITS = (2, 3, 4, 5, 6, 7, 8)
+"""Widths of codes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +37,7 @@ class TensorInfo:
 
 @dataclass(frozen=True, slots=True)
 class QuantizedTensor:
-    """An int4 or int8 [N, K] tensor with one scale for each row and group of columns.
+    """An integer [N, K] tensor of 2 to 8 bits with one scale for each row and group of columns.
 
     w = scales * (codes - 2^(bits-1)) if offsets is None, else scales * codes + offsets.
 
@@ -43,7 +45,7 @@ class QuantizedTensor:
         codes: uint8 [N, K], values 0 .. 2^bits-1, one byte each.
         scales: float32 [N, ceil(K/group_size)].
         offsets: float32 shaped as scales, or None when the grid is symmetric.
-        bits: 4 or 8.
+        bits: 2 to 8.
         group_size: columns that share a scale: 32, 64, 128 or K.
 
     Raises:
@@ -57,8 +59,8 @@ class QuantizedTensor:
     group_size: int
 
     def __post_init__(self) -> None:
-        if self.bits not in (4, 8):
-            raise FormatError(f"expected 4 or 8 bits per weight, found {self.bits}")
+        if self.bits not in BITS:
+            raise FormatError(f"expected 2 to 8 bits per weight, found {self.bits}")
         if self.codes.ndim != 2 or self.codes.dtype != np.uint8:
             raise FormatError(f"expected uint8 codes [N, K], found {self.codes.dtype} {list(self.codes.shape)}")
         if self.group_size < 1:
@@ -115,6 +117,14 @@ def in_columns(
     if offsets is not None:
         out += offsets[:, groups]
     return out
+
+
+def widened(tensor: QuantizedTensor, bits: int) -> QuantizedTensor:
+    """The very same values in codes of more bits; scales and offsets are shared."""
+    if bits == tensor.bits:
+        return tensor
+    shift = np.uint8((1 << (bits - 1)) - (1 << (tensor.bits - 1)) if tensor.offsets is None else 0)
+    return QuantizedTensor(tensor.codes + shift, tensor.scales, tensor.offsets, bits, tensor.group_size)
 
 
 Tensor = QuantizedTensor | NDArray[np.float32] | NDArray[np.uint16]
