@@ -77,13 +77,14 @@ def parts(plan: TensorPlan) -> list[Part]:
         found = [Part("codes", plan.name, "I8", (rows, columns))]
     else:
         found = [Part("codes", f"{base}.weight_packed", "I32", (rows, _words(columns, scheme.bits)))]
-    found.append(Part("scales", f"{base}.weight_scale", "BF16", (rows, groups)))
+    scales = plan.scale_dtype or "BF16"
+    found.append(Part("scales", f"{base}.weight_scale", scales, (rows, groups)))
     if not scheme.symmetric:
         found.append(Part("zeros", f"{base}.weight_zero_point", "I32", (_words(rows, scheme.bits), groups)))
     if scheme.packed:
         found.append(Part("shape", f"{base}.weight_shape", "I64", (2,)))
     if plan.tied and not scheme.packed:  # what transformers needs to tie int8; 4 bits it can't tie anyway
-        found.append(Part("tied_scales", f"{plan.tied}.weight_scale", "BF16", (rows, groups)))
+        found.append(Part("tied_scales", f"{plan.tied}.weight_scale", scales, (rows, groups)))
     return found
 
 

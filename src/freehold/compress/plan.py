@@ -58,6 +58,7 @@ class TensorPlan:
         reason: why, in a few words.
         group, cost: the input shared with other tensors, and the nats of KL divergence that group is predicted to lose.
         tied: name of the output module that shares this embedding; "" for none.
+        scale_dtype: the source is on this grid already and is kept, its scales in this type; "" = it is rounded.
     """
 
     info: TensorInfo
@@ -68,6 +69,7 @@ class TensorPlan:
     tied: str = ""
     group: str = ""
     cost: float | None = None
+    scale_dtype: str = ""
 
     @property
     def name(self) -> str:

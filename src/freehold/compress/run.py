@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from freehold import __version__
 from freehold.compress.companions import Lineage, lineage, model_card, write_companions
 from freehold.compress.gptq import gptq
+from freehold.compress.kept import keep_grids, zero_points
 from freehold.compress.layout import Layout, lay_out
 from freehold.compress.options import CompressOptions, Progress
 from freehold.compress.pack import pack_columns, pack_rows, signed
@@ -138,6 +139,14 @@ def plan_text(
 def _planned(
     checkpoint: Checkpoint, options: CompressOptions, seen: Statistics | None, plan: Path | None, progress: Progress
 ) -> Plan:
+    made = _decided(checkpoint, options, seen, plan, progress)
+    budget = options.budget is not None and plan is None
+    return keep_grids(made, checkpoint.load, choose=budget, symmetric=options.symmetric)
+
+
+def _decided(
+    checkpoint: Checkpoint, options: CompressOptions, seen: Statistics | None, plan: Path | None, progress: Progress
+) -> Plan:
     base = make_plan(checkpoint, options)
     if plan is not None:
         return applied(base, read_plan(plan))
@@ -216,13 +225,15 @@ def _grid(
     by_cost = seen is not None and scheme.bits < 8  # at 8 bits there is nothing left to make up for
     moment = seen.curvature(seen.by_tensor[tensor.name]) if seen is not None and by_cost else None
 
-    same = loaded if isinstance(loaded, QuantizedTensor) and _on_grid(loaded, scheme, group) else None
+    same = loaded if isinstance(loaded, QuantizedTensor) and tensor.scale_dtype else None
+    same_zeros = zero_points(same) if same is not None else None
 
     def search(rows: slice) -> Quantized:
         weights = _rows(loaded, rows)
         if same is not None:
             norm = float(np.sum(weights * weights, dtype=np.float64))
-            return Quantized(same.codes[rows], same.scales[rows], None, squared_error=0.0, squared_norm=norm)
+            points = None if same_zeros is None else same_zeros[rows]
+            return Quantized(same.codes[rows], same.scales[rows], points, squared_error=0.0, squared_norm=norm)
         if moment is not None:
             return gptq(weights, moment, scheme.bits, group, symmetric=scheme.symmetric)
         return quantize(weights, scheme.bits, group, symmetric=scheme.symmetric)
@@ -230,11 +241,11 @@ def _grid(
     scales, zeros, error, norm = [], [], 0.0, 0.0
     for block in pool.map(search, _blocks(tensor.info.shape, by_cost=by_cost)):
         writer.put("codes", _stored_codes(block.codes, scheme))
-        scales.append(bf16_bits(block.scales))
+        scales.append(_stored_values(block.scales, tensor.scale_dtype or "BF16")[0])
         if block.zeros is not None:
             zeros.append(block.zeros)
         error, norm = error + block.squared_error, norm + block.squared_norm
-    stored_scales = np.concatenate(scales).astype("<u2").tobytes()
+    stored_scales = b"".join(scales)
     writer.put("scales", stored_scales)
     if zeros:
         writer.put("zeros", pack_columns(np.concatenate(zeros), scheme.bits).tobytes())
@@ -243,13 +254,6 @@ def _grid(
     if tensor.tied and not scheme.packed:
         writer.put("tied_scales", stored_scales)
     return {"squared_error": error, "squared_norm": norm}
-
-
-def _on_grid(loaded: QuantizedTensor, scheme: Scheme, group: int) -> bool:
-    """Whether the source lies on the very grid that is asked for, scales included: then nothing is rounded again."""
-    if (loaded.bits, loaded.group_size) != (scheme.bits, group) or loaded.offsets is not None or not scheme.symmetric:
-        return False
-    return not (np.ascontiguousarray(loaded.scales).view(np.uint32) & np.uint32(0xFFFF)).any()
 
 
 def _stored_codes(codes: NDArray[np.uint8], scheme: Scheme) -> bytes:
@@ -363,6 +367,7 @@ def _tensor_report(tensor: TensorPlan, layout: Layout, facts: dict[str, Any]) ->
         reason=tensor.reason,
         group=tensor.group,
         cost=tensor.cost,
+        unrounded=tensor.scheme is not None and tensor.scale_dtype != "",
     )
 
 
