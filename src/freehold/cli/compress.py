@@ -1,7 +1,7 @@
 """`freehold compress`: a model in, a smaller model and a report out.
 
 Brings the two rooms together: `engine.calibrate` measures a text's passage through the model and leaves files,
-`compress` plans and rounds by them.
+`compress` plans and rounds by them, `engine.tune` moves what was rounded towards the original.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from freehold.cli.output import Progress, emit, emit_json, printable, progress, 
 from freehold.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from freehold.compress import CompressOptions, Report
+    from freehold.compress import CompressOptions, Report, Tuner
 
 DEFAULT_BITS = 4.75  # 70% below bfloat16; more where what transformers loads needs more
 DEFAULT_TOKENS = 8192
@@ -56,6 +56,12 @@ RULES = "none"
     type=click.Path(file_okay=False, path_type=Path),
     help="Directory to keep the calibration in, for other budgets. [default: removed at the end]",
 )
+@click.option(
+    "--tune",
+    metavar="MINUTES",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Then tune scales and norm gains to the original on that text (all of it), for so many minutes.",
+)
 @click.option("--asymmetric", is_flag=True, help="Consider grids with zero points too: better, but not loaded by all.")
 @click.option(
     "--widths",
@@ -87,6 +93,7 @@ def command(
     calibration: str,
     calibration_tokens: int,
     statistics: Path | None,
+    tune: float | None,
     asymmetric: bool,
     widths: str | None,
     fused: bool,
@@ -111,6 +118,8 @@ def command(
 
     if out is not None and name is not None:
         raise UsageError("--out and --name both say where to write", hint="give one of them")
+    if tune is not None and (plan_only or calibration == RULES):
+        raise UsageError("--tune needs a text and a result", hint="leave out --plan-only and --calibration none")
     options = _options(bits, uniform, plan, calibration, asymmetric, widths, fused, group_size, embedding_bits, force)
     called = default_name(source, 8 if options.bits == 8 or (bits or 0) >= 8 else 4) if name is None else name
     target = out or store_path(called)
@@ -124,7 +133,8 @@ def command(
             if plan_only:
                 emit(plan_text(path, options, bar, statistics=measured).rstrip())
                 return
-            report = compress(path, target, options, bar, statistics=measured, plan=plan)
+            tuner = None if tune is None else _tuner(path, kept / "tuning", calibration, tune, bar)
+            report = compress(path, target, options, bar, statistics=measured, plan=plan, tuner=tuner)
         except KeyboardInterrupt:
             say(f"\ncut off: the same command takes it up again; the work so far is in {target}.partial and {kept}")
             raise
@@ -202,12 +212,11 @@ def _widths(text: str) -> tuple[int, ...]:
 
 def _calibrate(path: Path, out: Path, which: str, tokens: int, bar: Progress) -> Path:
     """Statistics of the model on a text, measured now or found finished."""
-    from freehold.compress import builtin_text
     from freehold.engine.calibrate import calibrate
     from freehold.formats import load_tokenizer
     from freehold.formats.digest import digest
 
-    words = builtin_text() if which == "builtin" else read_text(Path(which))
+    words = _words(which)
     tokenizer = load_tokenizer(path)
     ids = spread(tokenizer.encode(words, special=False), tokens)
     say(f"calibrating on {len(ids):,} tokens ({which}); a run that is cut off goes on from {out}")
@@ -238,6 +247,38 @@ def spread(ids: list[int], tokens: int) -> list[int]:
     count, last = tokens // WINDOW, len(ids) // WINDOW - 1
     begins = (WINDOW * (last * number // (count - 1)) for number in range(count))
     return [token for begin in begins for token in ids[begin : begin + WINDOW]]
+
+
+def _tuner(path: Path, work: Path, which: str, minutes: float, bar: Progress) -> Tuner:
+    """What `compress` hands the rounded model to."""
+    from freehold.engine.tune import tune
+    from freehold.formats import load_tokenizer
+    from freehold.formats.digest import digest
+
+    def tuner(rounded: Path, start: str) -> Path:
+        words = _words(which)
+        ids = load_tokenizer(path).encode(words, special=False)
+        say(f"tuning on {len(ids):,} tokens ({which}) for up to {minutes:g} minutes; a run that is cut off goes on")
+        return tune(
+            path,
+            rounded,
+            ids,
+            work,
+            minutes=minutes,
+            source=digest(path),
+            text=hashlib.sha256(words.encode()).hexdigest(),
+            start=start,
+            progress=bar,
+        )
+
+    return tuner
+
+
+def _words(which: str) -> str:
+    """The calibration text."""
+    from freehold.compress import builtin_text
+
+    return builtin_text() if which == "builtin" else read_text(Path(which))
 
 
 def read_text(path: Path) -> str:
@@ -293,4 +334,8 @@ def _print(report: Report, target: str) -> None:
     against = f"{report.smaller_than_bf16:.1%} smaller than bf16's {size(report.bf16_bytes)}"
     say(f"{target}: {size(report.bytes)}, {against}, {report.bits_per_weight:.2f} bits a weight")
     say(f"relative error {report.error_mean:.4f}, worst {report.error_max:.4f} in {printable(report.error_max_tensor)}")
+    if report.tuning is not None:
+        say(report.tuned_words)
+        if report.tuning["kld_after"] >= report.tuning["kld_before"]:
+            say("warning: tuning found nothing better than the rounded model: give it more minutes, or more text")
     say(f"in {report.seconds:.1f} s, at most {size(report.peak_rss_bytes)} of memory")

@@ -5,14 +5,15 @@
 
 The result is a Hugging Face directory with a compressed-tensors `quantization_config`. The way: `planning` spends a
 budget of bits by the costs that `sensitivity` measures (or `plan` decides by rule), `layout` fixes every byte's place,
-`gptq` and `quantize` round, `write` makes it resumable and atomic, `report` says what was lost. Knows no kernels and no
-engine: they meet at files on disk.
+`gptq` and `quantize` round, `retune` puts tuned scales in their places, `write` makes it resumable and atomic, `report`
+says what was lost. Knows no kernels and no engine: they meet at files on disk.
 """
 
 from freehold.compress.gguf import Exported, export_gguf
 from freehold.compress.options import ANY, WIDTHS, CompressOptions, Progress
 from freehold.compress.plan import Plan, Scheme, TensorPlan, make_plan
 from freehold.compress.report import Report, TensorReport, by_kind
+from freehold.compress.retune import Tuner
 from freehold.compress.run import compress, plan_text
 from freehold.compress.text import builtin_text
 from freehold.compress.write import Destination
@@ -29,6 +30,7 @@ __all__ = [
     "Scheme",
     "TensorPlan",
     "TensorReport",
+    "Tuner",
     "builtin_text",
     "by_kind",
     "compress",

@@ -129,6 +129,7 @@ def model_card(report: Report) -> str:
         f"- Size: {report.bytes:,} bytes, {report.smaller_than_bf16:.1%} below bf16; "
         f"{report.bits_per_weight:.2f} bits per weight",
         f"- Method: {report.method}",
+        *([f"- Tuned: {report.tuned_words}"] if report.tuning else []),
         f"- Relative error of the quantized weights: {report.error_mean:.4f} in all, at most {report.error_max:.4f} "
         f"(`{_markdown(report.error_max_tensor)}`)",
         *(f"- Note: {_markdown(warning)}" for warning in report.warnings),

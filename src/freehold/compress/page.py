@@ -36,6 +36,7 @@ def page(report: Report) -> str:
         _errors(report.tensors),
         "<h2>Quality against size</h2>",
         _curve(report),
+        *(["<h2>Tuning</h2>", _tuning(report)] if report.tuning else []),
         "<h2>Kept in higher precision</h2>",
         _higher(report),
         "<h2>Every tensor</h2>",
@@ -111,6 +112,22 @@ def _curve(report: Report) -> str:
         body += f'<text x="{at(bits, 0)[0]:.0f}" y="{_HEIGHT - 10}">{bits:.2f} bits</text>'
     body += f'<text x="0" y="18">{top:.3f}</text><text x="0" y="{_HEIGHT - 28}">0 nats</text>'
     return _figure(body, _HEIGHT, "Predicted KL divergence of the best plan at each size; the dot is this model.")
+
+
+def _tuning(report: Report) -> str:
+    points = [(float(seconds) / 60, float(kld)) for seconds, kld in (report.tuning or {})["curve"]]
+    last, top = max(points[-1][0], 1e-9), max(kld for _, kld in points) or 1.0
+    at = [(50 + minute / last * (_WIDTH - 110), 10 + (1 - kld / top) * (_HEIGHT - 40)) for minute, kld in points]
+    line = " ".join(f"{x:.1f},{y:.1f}" for x, y in at)
+    body = f'<polyline points="{line}" fill="none" stroke="#2f6f9f" stroke-width="2"/>'
+    for (x, y), (minute, kld) in zip(at, points, strict=True):
+        body += f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" class="b"><title>{minute:.1f} min: {kld:.4f}</title></circle>'
+    body += f'<text x="0" y="18">{top:.3f}</text><text x="0" y="{_HEIGHT - 28}">0 nats</text>'
+    body += f'<text x="{_WIDTH - 60}" y="{_HEIGHT - 10}">{last:.1f} min</text>'
+    words = f"{report.tuned_words[:1].upper()}{report.tuned_words[1:]}."
+    return f"<p>{html.escape(words)}</p>" + _figure(
+        body, _HEIGHT, "KL divergence on text held out while scales were tuned."
+    )
 
 
 def _higher(report: Report) -> str:

@@ -66,6 +66,8 @@ class Report:
         two_pass: modules whose inputs int8 can't hold, so that the engine reads them twice, and their activation group.
         activation_kld: nats that int8 activations are predicted to cost, those modules left out.
         calibration: what the statistics were measured on; None = none were used.
+        tuning: how scales were tuned, with the divergence before and after on text held out (`engine.tune.Tuning`);
+            None = they were not.
     """
 
     source: str
@@ -95,11 +97,24 @@ class Report:
     curve: tuple[tuple[float, float], ...] = ()
     two_pass: dict[str, int] = field(default_factory=dict)
     activation_kld: float | None = None
+    tuning: dict[str, Any] | None = None
 
     @property
     def kept(self) -> tuple[TensorReport, ...]:
         """Tensors that were not quantized, each with its reason."""
         return tuple(tensor for tensor in self.tensors if not tensor.stored.startswith("int"))
+
+    @property
+    def tuned_words(self) -> str:
+        """What tuning did, in a sentence; empty without it."""
+        if self.tuning is None:
+            return ""
+        t = self.tuning
+        return (
+            f"scales and norm gains tuned to the original for {t['seconds'] / 60:.1f} minutes on {t['tokens']:,} tokens; on "
+            f"{t['held_out']:,} tokens held out the KL divergence went from {t['kld_before']:.4f} to {t['kld_after']:.4f} "
+            f"nats, top-1 agreement from {t['top1_before']:.1%} to {t['top1_after']:.1%}"
+        )
 
     def to_json(self) -> str:
         """Indented JSON, all fields."""

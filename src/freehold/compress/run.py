@@ -33,7 +33,9 @@ from freehold.compress.planfile import Decision, format_plan, read_plan
 from freehold.compress.planning import applied, decide, two_pass
 from freehold.compress.quantize import Quantized, bf16_bits, quantize
 from freehold.compress.report import Report, TensorReport
+from freehold.compress.retune import Tuner, retune
 from freehold.compress.statistics import Statistics
+from freehold.compress.values import rows_of, stored_values
 from freehold.compress.write import REPORT, Destination, TensorWriter
 from freehold.errors import FormatError, UsageError
 from freehold.formats import Checkpoint, QuantizedTensor, Tensor, open_checkpoint
@@ -66,6 +68,7 @@ def compress(
     *,
     statistics: Path | None = None,
     plan: Path | None = None,
+    tuner: Tuner | None = None,
 ) -> Report:
     """Compress the checkpoint at `source` into a new Hugging Face directory `out`.
 
@@ -73,6 +76,7 @@ def compress(
         statistics: a finished calibration (`engine.calibrate`); rounding then makes up for itself, and a budget or a
             uniform format is planned by measured cost. None = round to nearest.
         plan: a plan file to follow instead of planning.
+        tuner: tunes the rounded model's scales (`engine.tune`) before it gets its name; None = they stay as rounded.
 
     Work that was cut off (`out.partial`) is taken up again when source and options are the same; the weights are then
     byte for byte those of an uninterrupted run.
@@ -96,6 +100,9 @@ def compress(
         _quantize_all(checkpoint, made, destination, seen, _threads(options), progress)
         marks, rounding = two_pass(made, seen) if seen else ({}, None)
         warnings = made.warnings + write_companions(source, checkpoint.config, made, destination, marks)
+        if layout.index is not None:
+            destination.write_file("model.safetensors.index.json", json.dumps(layout.index, indent=2).encode())
+        tuning = retune(checkpoint, made, destination, tuner) if tuner else None
         report = _report(source, sha256, lineage(source), options, made, layout, destination, warnings, resumed)
         if seen is not None:
             report = dataclasses.replace(
@@ -107,9 +114,7 @@ def compress(
                 two_pass=marks,
                 activation_kld=rounding,
             )
-        if layout.index is not None:
-            destination.write_file("model.safetensors.index.json", json.dumps(layout.index, indent=2).encode())
-        report = _timed(report, started)
+        report = _timed(dataclasses.replace(report, tuning=tuning), started)
         destination.write_file("README.md", model_card(report).encode())
         destination.write_file(REPORT, report.to_json().encode())
         destination.write_file(PAGE, page(report).encode())
@@ -229,7 +234,7 @@ def _grid(
     same_zeros = zero_points(same) if same is not None else None
 
     def search(rows: slice) -> Quantized:
-        weights = _rows(loaded, rows)
+        weights = rows_of(loaded, rows)
         if same is not None:
             norm = float(np.sum(weights * weights, dtype=np.float64))
             points = None if same_zeros is None else same_zeros[rows]
@@ -263,26 +268,15 @@ def _stored_codes(codes: NDArray[np.uint8], scheme: Scheme) -> bytes:
 def _keep(loaded: Tensor, tensor: TensorPlan, writer: TensorWriter) -> dict[str, float]:
     error = norm = 0.0
     for rows in _row_blocks(tensor.info.shape):
-        values = _rows(loaded, rows) if tensor.info.shape else to_float32(loaded)
+        values = rows_of(loaded, rows) if tensor.info.shape else to_float32(loaded)
         if not np.isfinite(values).all():
             raise FormatError("expected finite values, found NaN or infinity")
-        data, stored = _stored_values(values, tensor.dtype)
+        data, stored = stored_values(values, tensor.dtype)
         writer.put("values", data)
         with np.errstate(over="ignore"):
             error += float(np.sum((values - stored) ** 2, dtype=np.float64))
             norm += float(np.sum(values**2, dtype=np.float64))
     return {"squared_error": error, "squared_norm": norm}
-
-
-def _stored_values(values: NDArray[np.float32], dtype: str) -> tuple[bytes, NDArray[np.float32]]:
-    """Bytes in the wanted type, and what they will be read as."""
-    if dtype == "F32":
-        return values.astype("<f4").tobytes(), values
-    if dtype == "F16":
-        half = values.astype("<f2")
-        return half.tobytes(), half.astype(np.float32)
-    bits = bf16_bits(values)
-    return bits.astype("<u2").tobytes(), to_float32(bits)
 
 
 def _blocks(shape: tuple[int, ...], *, by_cost: bool) -> Iterator[slice]:
@@ -301,13 +295,6 @@ def _row_blocks(shape: tuple[int, ...], block: int = BLOCK) -> Iterator[slice]:
     step = max(ROW_MULTIPLE, block // width // ROW_MULTIPLE * ROW_MULTIPLE)
     for begin in range(0, rows, step):
         yield slice(begin, min(rows, begin + step))
-
-
-def _rows(tensor: Tensor, rows: slice) -> NDArray[np.float32]:
-    if not isinstance(tensor, QuantizedTensor):
-        return to_float32(tensor[rows])
-    offsets = None if tensor.offsets is None else tensor.offsets[rows]
-    return QuantizedTensor(tensor.codes[rows], tensor.scales[rows], offsets, tensor.bits, tensor.group_size).float32()
 
 
 def _report(

@@ -49,6 +49,8 @@ class Tape:
         self._undo: list[Callable[[dict[str, F32]], None]] = []
         self.values: dict[str, F32] = {}
         self.linears: list[Linear] = []
+        self.vectors: dict[str, F32] = {}
+        """After `backward`: gradients of gains and biases, by the program's names."""
 
     def run(self, ops: Iterable[Op]) -> None:
         """Run operations on `values`. Every one writes a new array: earlier versions of a buffer stay as they were."""
@@ -81,12 +83,15 @@ class Tape:
         x, source, out = self.values[op.inputs[0]], op.inputs[0], op.out
         gain = self._weights[op.weights[0]] + _f(op.attrs.get("offset", 0.0))
         normed, back = _norm(x, gain, op.attrs["eps"])
-        if op.attrs.get("accumulate"):
-            self.values[out] = self.values[out] + normed
-            self._undo.append(lambda grads: _add(grads, source, back(grads[out])))
-        else:
-            self.values[out] = normed
-            self._undo.append(lambda grads: _add(grads, source, back(grads.pop(out))))
+        adds = bool(op.attrs.get("accumulate"))
+        self.values[out] = self.values[out] + normed if adds else normed
+
+        def undo(grads: dict[str, F32]) -> None:
+            slope, along = back(grads[out] if adds else grads.pop(out))
+            _add(self.vectors, op.weights[0], along)
+            _add(grads, source, slope)
+
+        self._undo.append(undo)
 
     def _headnorm(self, op: Op) -> None:
         gain, out = self._weights[op.weights[0]] + _f(op.attrs.get("offset", 0.0)), op.out
@@ -96,7 +101,9 @@ class Tape:
         self._replace(out, columns, normed.reshape(self._length, -1))
 
         def undo(grads: dict[str, F32]) -> None:
-            grads[out][:, columns] = back(grads[out][:, columns].reshape(heads.shape)).reshape(self._length, -1)
+            slope, along = back(grads[out][:, columns].reshape(heads.shape))
+            _add(self.vectors, op.weights[0], along)
+            grads[out][:, columns] = slope.reshape(self._length, -1)
 
         self._undo.append(undo)
 
@@ -118,6 +125,8 @@ class Tape:
 
         def undo(grads: dict[str, F32]) -> None:
             seen.gradient = grads[out][:, columns].copy()
+            if len(op.weights) > 1:
+                _add(self.vectors, op.weights[1], seen.gradient.sum(axis=0))
             seen.input_gradient = seen.gradient @ weight
             _add(grads, source, seen.input_gradient)
             if not adds:
@@ -239,14 +248,14 @@ def _by_token(x: NDArray[np.floating]) -> F32:
     return np.ascontiguousarray(x.transpose(1, 0, 2), _f).reshape(x.shape[1], -1)
 
 
-def _norm(x: F32, gain: F32, eps: float) -> tuple[F32, Callable[[F32], F32]]:
-    """RMSNorm over the last axis, and its derivative."""
+def _norm(x: F32, gain: F32, eps: float) -> tuple[F32, Callable[[F32], tuple[F32, F32]]]:
+    """RMSNorm over the last axis, and its derivatives with respect to x and to the gain."""
     inverse = (_f(1) / np.sqrt((x * x).mean(axis=-1, keepdims=True, dtype=_f) + _f(eps))).astype(_f)
     normed = x * inverse
 
-    def back(given: F32) -> F32:
+    def back(given: F32) -> tuple[F32, F32]:
         scaled = given * gain
         slope: F32 = inverse * (scaled - normed * (scaled * normed).mean(axis=-1, keepdims=True, dtype=_f))
-        return slope
+        return slope, (given * normed).reshape(-1, len(gain)).sum(axis=0)
 
     return normed * gain, back
