@@ -31,7 +31,7 @@ from freehold.compress.page import PAGE, page
 from freehold.compress.plan import Plan, Scheme, TensorPlan, make_plan
 from freehold.compress.planfile import Decision, format_plan, read_plan
 from freehold.compress.planning import applied, decide, two_pass
-from freehold.compress.quantize import Quantized, bf16_bits, quantize
+from freehold.compress.quantize import Quantized, quantize
 from freehold.compress.report import Report, TensorReport
 from freehold.compress.retune import Tuner, retune
 from freehold.compress.statistics import Statistics
@@ -246,7 +246,7 @@ def _grid(
     scales, zeros, error, norm = [], [], 0.0, 0.0
     for block in pool.map(search, _blocks(tensor.info.shape, by_cost=by_cost)):
         writer.put("codes", _stored_codes(block.codes, scheme))
-        scales.append(_stored_values(block.scales, tensor.scale_dtype or "BF16")[0])
+        scales.append(stored_values(block.scales, tensor.scale_dtype or "BF16")[0])
         if block.zeros is not None:
             zeros.append(block.zeros)
         error, norm = error + block.squared_error, norm + block.squared_norm
