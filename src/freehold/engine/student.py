@@ -29,7 +29,7 @@ from freehold.formats.tensors import QuantizedTensor, Tensor, bf16_to_float32, t
 from freehold.kernels.matrix import Matrix
 from freehold.kernels.program import Op, Program
 
-HEAD_ROWS = 256
+HEAD_ROWS = 128
 """Tokens whose logits are in memory at a time, for each thread."""
 CONTRACTED = 1024
 """Rows of a weight whose gradient is in memory at a time."""
@@ -312,27 +312,26 @@ def tape_bytes(program: Program, window: int) -> int:
 
 def _divergence(expected: F32, given: F32, share: float | None) -> tuple[Compared, F32 | None]:
     """Of logits [R, V], which are overwritten; with `share` also the gradient at `given`."""
-    agreed = int((expected.argmax(axis=1) == given.argmax(axis=1)).sum())
-    p, log_p = _softmax(expected)
-    q, log_q = _softmax(given)
-    log_p -= log_q
-    divergence = float(np.einsum("rv,rv->", p, log_p, dtype=np.float64))
-    compared = Compared(divergence, agreed, len(p))
+    best, chosen = expected.argmax(axis=1), given.argmax(axis=1)
+    p, total = _weights(expected, best)
+    q, mass = _weights(given, chosen)
+    p /= total
+    expected -= given
+    divergence = float(np.einsum("rv,rv->", p, expected, dtype=np.float64) + (np.log(mass) - np.log(total)).sum())
+    compared = Compared(divergence, int((best == chosen).sum()), len(p))
     if share is None:
         return compared, None
+    q *= np.float32(share) / mass
+    p *= np.float32(share)
     q -= p
-    q *= np.float32(share)
     return compared, q
 
 
-def _softmax(logits: F32) -> tuple[F32, F32]:
-    """Probabilities and their logarithms, the latter in the place of the logits."""
-    logits -= logits.max(axis=1, keepdims=True)
-    p = np.exp(logits)
-    total = p.sum(axis=1, keepdims=True)
-    p /= total
-    logits -= np.log(total)
-    return p, logits
+def _weights(logits: F32, best: NDArray[np.int64]) -> tuple[F32, F32]:
+    """Each row's probabilities before they are divided by their sum, and that sum; its largest is taken off the logits."""
+    logits -= np.take_along_axis(logits, best[:, None], axis=1)
+    weights = np.exp(logits)
+    return weights, weights.sum(axis=1, keepdims=True)
 
 
 def _contract(gradient: F32, x: F32, weight: F32, groups: int) -> F32:
