@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.cli.conftest import Run
 
 from freehold.cli.compress import _options, read_text
 from freehold.cli.eval import help_topics
@@ -71,3 +73,22 @@ def test_no_long_line_of_the_calibration_text_is_scored_by_eval() -> None:
     lines = [line.strip() for line in builtin_text().splitlines()]
     assert len(lines) > 1000
     assert not [line for line in lines if len(line) > 40 and line in scored]
+
+
+def test_tuning_is_part_of_the_report_and_leaves_nothing_else_behind(freehold: Run, tiny: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("A text to tune on, said again and again. " * 60)
+    words = ("compress", str(tiny), "--out", "made", "--uniform", "int4 g32", "--calibration", "text.txt")
+    done = freehold(*words, "--tune", "0.02", "--json")
+    assert done.returncode == 0, done.stderr
+    tuning = json.loads(done.stdout)["report"]["tuning"]
+    assert tuning["minutes"] == 0.02
+    assert 0 < tuning["kld_after"] <= tuning["kld_before"]
+    assert "tuning on 2,4" in done.stderr
+    assert not list(tmp_path.glob("*.partial"))
+
+
+@pytest.mark.parametrize("also", [("--calibration", "none"), ("--plan-only",)])
+def test_tuning_without_a_text_or_a_result_is_refused(freehold: Run, tiny: Path, also: tuple[str, ...]) -> None:
+    done = freehold("compress", str(tiny), "--tune", "1", *also)
+    assert done.returncode == 2
+    assert "--tune needs a text and a result" in done.stderr
