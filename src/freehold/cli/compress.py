@@ -257,7 +257,8 @@ def _tuner(path: Path, work: Path, which: str, minutes: float, bar: Progress) ->
 
     def tuner(rounded: Path, start: str) -> Path:
         words = _words(which)
-        ids = load_tokenizer(path).encode(words, special=False)
+        tokenizer = load_tokenizer(path)
+        ids = tokenizer.encode(words, special=False)
         say(f"tuning on {len(ids):,} tokens ({which}) for up to {minutes:g} minutes; a run that is cut off goes on")
         return tune(
             path,
@@ -268,6 +269,7 @@ def _tuner(path: Path, work: Path, which: str, minutes: float, bar: Progress) ->
             source=digest(path),
             text=hashlib.sha256(words.encode()).hexdigest(),
             start=start,
+            bos=tokenizer.begin,
             progress=bar,
         )
 

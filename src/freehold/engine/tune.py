@@ -51,7 +51,7 @@ CHUNK = 16
 BATCH = 2
 """Windows of a step; as many as there are threads where those are more, up to LARGEST_BATCH."""
 LARGEST_BATCH = 8
-RATE = 1e-3
+RATE = 1.5e-3
 """Relative change of a scale in a step, at most and at first."""
 WARM_UP = 4
 FORGET = 0.9, 0.95
@@ -99,6 +99,7 @@ def tune(
     source: str,
     text: str,
     start: str,
+    bos: int | None = None,
     progress: Progress | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> Path:
@@ -107,6 +108,7 @@ def tune(
     Args:
         ids: the text's token ids; windows that are not full are left out.
         source, text, start: digests of the original, the text and the compressed model as it is.
+        bos: put in the place of each window's first token, for models that expect their text to begin so.
         clock: seconds, for the budget.
 
     Raises:
@@ -114,8 +116,11 @@ def tune(
         FormatError, UnsupportedError: a checkpoint that can't be loaded, an operation without a derivative.
     """
     windows = _windows(ids)
+    if bos is not None:
+        windows[:, 0] = bos
     place = work / start[:16]
     facts = {"version": VERSION, "source": source, "text": text, "tokens": windows.size, "window": windows.shape[1]}
+    facts |= {} if bos is None else {"bos": bos}
     _take_up(work, facts)
     if (place / "tuned.json").is_file() and json.loads((place / "tuned.json").read_text())["minutes"] == minutes:
         return place
