@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -102,3 +104,18 @@ def test_an_operation_without_a_derivative_is_named() -> None:
     op = dataclasses.replace(program.ops[-1], kind="moe")
     with pytest.raises(UnsupportedError, match="moe"):
         Tape(plain(loaded), LENGTH).run([op])
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_a_tape_nobody_holds_is_gone_at_once(architecture: str) -> None:
+    program, weights = model(architecture)
+    x = np.ones((LENGTH, program.buffers["x"].columns), np.float32)
+    gc.disable()  # a ring of references would be found sometime, and 20 GB later
+    try:
+        tape = run(program, plain(weights), x)
+        tape.backward({"logits": np.ones((LENGTH, program.vocabulary), np.float32)})
+        held = weakref.ref(tape.values["logits"])
+        del tape
+        assert held() is None
+    finally:
+        gc.enable()

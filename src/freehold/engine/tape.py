@@ -38,6 +38,9 @@ class Linear:
 class Tape:
     """Runs operations on one sequence and remembers what their derivatives need.
 
+    What an operation leaves for its derivative holds arrays, never the tape: a ring of references would keep all of a
+    window's memory until Python looks for rings.
+
     Args:
         weights: float32 arrays by the program's names.
         length: tokens of the sequence; they stand at positions 0 .. length-1.
@@ -83,12 +86,12 @@ class Tape:
         x, source, out = self.values[op.inputs[0]], op.inputs[0], op.out
         gain = self._weights[op.weights[0]] + _f(op.attrs.get("offset", 0.0))
         normed, back = _norm(x, gain, op.attrs["eps"])
-        adds = bool(op.attrs.get("accumulate"))
+        adds, vectors = bool(op.attrs.get("accumulate")), self.vectors
         self.values[out] = self.values[out] + normed if adds else normed
 
         def undo(grads: dict[str, F32]) -> None:
             slope, along = back(grads[out] if adds else grads.pop(out))
-            _add(self.vectors, op.weights[0], along)
+            _add(vectors, op.weights[0], along)
             _add(grads, source, slope)
 
         self._undo.append(undo)
@@ -96,20 +99,22 @@ class Tape:
     def _headnorm(self, op: Op) -> None:
         gain, out = self._weights[op.weights[0]] + _f(op.attrs.get("offset", 0.0)), op.out
         columns = slice(int(op.attrs["column"]), int(op.attrs["column"]) + int(op.attrs["heads"]) * len(gain))
-        heads = self.values[out][:, columns].reshape(self._length, -1, len(gain))
+        length, vectors = self._length, self.vectors
+        heads = self.values[out][:, columns].reshape(length, -1, len(gain))
         normed, back = _norm(heads, gain, op.attrs["eps"])
-        self._replace(out, columns, normed.reshape(self._length, -1))
+        self._replace(out, columns, normed.reshape(length, -1))
 
         def undo(grads: dict[str, F32]) -> None:
             slope, along = back(grads[out][:, columns].reshape(heads.shape))
-            _add(self.vectors, op.weights[0], along)
-            grads[out][:, columns] = slope.reshape(self._length, -1)
+            _add(vectors, op.weights[0], along)
+            grads[out][:, columns] = slope.reshape(length, -1)
 
         self._undo.append(undo)
 
     def _linear(self, op: Op) -> None:
         name, source, out = op.weights[0], op.inputs[0], op.out
         weight, x, adds = self._weights[name], self.values[source], bool(op.attrs.get("accumulate"))
+        vectors = self.vectors
         y = x @ weight.T
         if len(op.weights) > 1:
             y += self._weights[op.weights[1]]
@@ -126,7 +131,7 @@ class Tape:
         def undo(grads: dict[str, F32]) -> None:
             seen.gradient = grads[out][:, columns].copy()
             if len(op.weights) > 1:
-                _add(self.vectors, op.weights[1], seen.gradient.sum(axis=0))
+                _add(vectors, op.weights[1], seen.gradient.sum(axis=0))
             seen.input_gradient = seen.gradient @ weight
             _add(grads, source, seen.input_gradient)
             if not adds:
@@ -142,14 +147,14 @@ class Tape:
     def _rope(self, op: Op) -> None:
         dim, out, half = int(op.attrs["head_dim"]), op.out, int(op.attrs["head_dim"]) // 2
         columns = slice(int(op.attrs["column"]), int(op.attrs["column"]) + int(op.attrs["heads"]) * dim)
-        table = self.values[op.inputs[0]]
+        table, length = self.values[op.inputs[0]], self._length
         cos, sin = table[:, None, :half], table[:, None, half:]
 
         def turn(x: F32, sine: F32) -> F32:
-            heads = x.reshape(self._length, -1, dim)
+            heads = x.reshape(length, -1, dim)
             first, second = heads[..., :half], heads[..., half:]
             turned = np.concatenate([first * cos - second * sine, second * cos + first * sine], axis=-1)
-            return turned.reshape(self._length, -1)
+            return turned.reshape(length, -1)
 
         self._replace(out, columns, turn(self.values[out][:, columns], sin))
 

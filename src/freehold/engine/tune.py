@@ -51,7 +51,7 @@ CHUNK = 16
 BATCH = 2
 """Windows of a step; as many as there are threads where those are more, up to LARGEST_BATCH."""
 LARGEST_BATCH = 8
-RATE = 1.5e-3
+RATE = 5e-4
 """Relative change of a scale in a step, at most and at first."""
 WARM_UP = 4
 FORGET = 0.9, 0.95
