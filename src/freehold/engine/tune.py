@@ -255,8 +255,8 @@ class _Run:
         while self._left > step + measuring + teaching * self._course.untaught(self._step):
             self._course.teach(self._step)
             step = self._timed(self._descend)
-            due = self._budget.seconds * len(self._curve) / MEASUREMENTS
-            if self._budget.spent > due and self._left > step + 2 * measuring:
+            since = self._budget.spent - self._curve[-1][0]
+            if since > self._budget.seconds / MEASUREMENTS and self._left > step + 2 * measuring:
                 measuring = self._timed(self._measure)
             if self._budget.spent - self._saved > SAVE_SECONDS:
                 self._save()
