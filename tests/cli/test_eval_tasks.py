@@ -54,6 +54,29 @@ def test_a_completion_ends_where_lines_are_no_longer_indented() -> None:
     )
 
 
+def test_a_model_gets_the_prompt_without_its_last_line_break_and_is_judged_with_it_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from freehold.cli import humaneval
+    from freehold.settings import EngineSettings
+
+    given: list[str] = []
+
+    def complete(model: Path, prompts: list[str], *rest: object) -> list[str]:
+        given.extend(prompts)
+        return ["\n    return 1", "\n    return 2"]
+
+    monkeypatch.setattr(humaneval, "complete", complete)
+    problem = {
+        "prompt": 'def one():\n    """One."""\n',
+        "test": "def check(f):\n    assert f() == 1",
+        "entry_point": "one",
+    }
+    found, passed = humaneval.humaneval(Path(), [problem, problem], EngineSettings(), lambda *said: None)
+    assert given == ['def one():\n    """One."""'] * 2
+    assert (found.passed, passed) == (1, [True, False])
+
+
 @pytest.mark.parametrize(("passed", "low", "high"), [(0, 0.0, 0.0229), (82, 0.424, 0.576), (164, 0.977, 1.0)])
 def test_the_interval_is_wilsons(passed: int, low: float, high: float) -> None:
     found = wilson(passed, 164)

@@ -74,18 +74,21 @@ def test_the_grid_that_is_asked_for_and_there_already_is_kept_bit_for_bit(
 
 
 def test_another_grid_is_rounded_and_nothing_claims_otherwise(tmp_path: Path) -> None:
-    source = source_of(tmp_path, "gptq", 32, True)
-    for number, options in enumerate(
-        (
-            CompressOptions(bits=8),
-            CompressOptions(kv_bits=4, symmetric=False),
-            CompressOptions(group_size=64, kv_bits=4),
-        )
-    ):
-        report = compress(source, tmp_path / str(number), options)
+    source, statistics = source_of(tmp_path, "gptq", 32, True), tmp_path / "statistics"
+    calibrate(source, IDS, statistics, source=digest(source), text="random")
+    for number, uniform in enumerate(("int8 g32", "int4 g32 asymmetric", "int4 g64")):
+        report = compress(source, tmp_path / str(number), CompressOptions(uniform=uniform), statistics=statistics)
         # a width of 96 has groups of 32 also where 64 are asked for
         kept = {name for name in LAYERS if name.endswith("down_proj")} if number == 2 else set()
         assert unrounded(report) == kept
+
+
+def test_rules_leave_a_source_on_its_own_grid_where_theirs_is_larger(tmp_path: Path) -> None:
+    source = source_of(tmp_path, "gptq", 32, True)
+    for number, options in enumerate((CompressOptions(), CompressOptions(bits=8), CompressOptions(symmetric=False))):
+        report = compress(source, tmp_path / str(number), options)
+        assert unrounded(report) == LAYERS
+        assert {tensor.stored for tensor in report.tensors if tensor.unrounded} == {"int4 g32"}
 
 
 def test_a_budget_takes_the_sources_own_grid_where_that_is_no_larger(tmp_path: Path) -> None:
@@ -96,7 +99,7 @@ def test_a_budget_takes_the_sources_own_grid_where_that_is_no_larger(tmp_path: P
     report = compress(source, tmp_path / "out", options, statistics=statistics)
     assert unrounded(report) == LAYERS
     reasons = {tensor.reason for tensor in report.tensors if tensor.unrounded}
-    assert all("bit for bit" in reason or "costs nothing" in reason for reason in reasons)
+    assert all("bit for bit" in reason for reason in reasons)
     assert report.predicted_kld is not None
     costs = [tensor.cost for tensor in report.tensors if tensor.unrounded]
     assert costs == [0.0] * 14

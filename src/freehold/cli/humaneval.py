@@ -87,10 +87,13 @@ def humaneval(
     model: Path, chosen: Sequence[dict[str, Any]], settings: EngineSettings, progress: Progress
 ) -> tuple[PassAt1, list[bool]]:
     """Complete and judge; also which problems passed."""
-    texts = complete(model, [problem["prompt"] for problem in chosen], settings, progress)
+    # Without the prompt's last line break: a model's own first token is often that and the indentation in one, and a
+    # small one given the break alone ends at once (SmolLM2-135M: 164 empty completions).
+    prompts = [problem["prompt"].rstrip() for problem in chosen]
+    texts = complete(model, prompts, settings, progress)
     programs = [
-        f"{problem['prompt']}{text}\n{problem['test']}\ncheck({problem['entry_point']})\n"
-        for problem, text in zip(chosen, texts, strict=True)
+        f"{prompt}{text}\n{problem['test']}\ncheck({problem['entry_point']})\n"
+        for problem, prompt, text in zip(chosen, prompts, texts, strict=True)
     ]
     with ThreadPoolExecutor(2) as pool:
         passed = list(pool.map(passes, programs))

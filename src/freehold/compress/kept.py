@@ -1,8 +1,8 @@
 """Source tensors that lie on a grid the result can hold: codes, scales and zero points go over bit for bit.
 
 A checkpoint from GPTQ, AWQ, compressed-tensors or a GGUF file is quantized already; rounding it once more could only
-lose. Where a plan asks for the very grid of the source nothing is rounded; where a budget would buy another one that
-is no smaller, the source's own is taken instead. Knows tensors and plans, no files.
+lose. Where a plan asks for the very grid of the source nothing is rounded; where a rule or a budget would give it
+another one that is no smaller, the source's own is taken instead. Knows tensors and plans, no files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from freehold.formats.tensors import bf16_to_float32
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 KEPT = "on this grid already: codes and scales kept bit for bit"
-INSTEAD = "the source's own grid, which costs nothing and is no larger than what the budget would buy"
+INSTEAD = "the source's own grid, kept bit for bit: it costs nothing and is no larger than what was planned"
 
 
 def keep_grids(plan: Plan, load: Callable[[str], Tensor], *, choose: bool, symmetric: bool) -> Plan:

@@ -145,8 +145,8 @@ def _planned(
     checkpoint: Checkpoint, options: CompressOptions, seen: Statistics | None, plan: Path | None, progress: Progress
 ) -> Plan:
     made = _decided(checkpoint, options, seen, plan, progress)
-    budget = options.budget is not None and plan is None
-    return keep_grids(made, checkpoint.load, choose=budget, symmetric=options.symmetric)
+    named = plan is not None or options.uniform is not None  # formats that somebody asked for by name
+    return keep_grids(made, checkpoint.load, choose=not named, symmetric=options.symmetric)
 
 
 def _decided(
