@@ -12,6 +12,7 @@ from freehold.compress import CompressOptions, compress
 from freehold.engine.calibrate import calibrate
 from freehold.formats import open_checkpoint
 from freehold.formats.digest import digest
+from tests.formats.packing import packed
 from tests.oracle.recorded import MODELS, TINY, smollm2, vector
 
 torch = pytest.importorskip("torch", reason="needs torch: run `make oracle`")
@@ -95,8 +96,18 @@ def test_transformers_sees_the_weights_of_widths_between(bits: int, tmp_path: Pa
     compare("qwen2-untied", options, tmp_path, statistics=tmp_path / "statistics")
 
 
-def compare(name: str, options: CompressOptions, tmp_path: Path, statistics: Path | None = None) -> None:
-    compress(MODELS / name, tmp_path / "out", options, statistics=statistics)
+def test_transformers_sees_the_weights_of_a_gptq_source_that_was_kept(tmp_path: Path) -> None:
+    source = packed(MODELS / "llama-tied", tmp_path / "source", "gptq", 32, symmetric=True)
+    compare("llama-tied", CompressOptions(), tmp_path, source=source)
+    with open_checkpoint(source) as before, open_checkpoint(tmp_path / "out") as after:
+        name = "model.layers.0.mlp.up_proj.weight"
+        assert np.array_equal(before.float32(name), after.float32(name))
+
+
+def compare(
+    name: str, options: CompressOptions, tmp_path: Path, statistics: Path | None = None, source: Path | None = None
+) -> None:
+    compress(source or MODELS / name, tmp_path / "out", options, statistics=statistics)
     theirs, ours = load(tmp_path / "out"), with_our_weights(tmp_path / "out")
     prompt = vector(MODELS / name / "expected.npz").prompt
     assert greedy(theirs, prompt, 32) == greedy(ours, prompt, 32)  # also makes transformers decompress
