@@ -409,7 +409,7 @@ void Executor::linear_part(const Instruction& op, const Matrix& m, int column, s
     panels(static_cast<int>(static_cast<int64_t>(m.panels) * member / size), static_cast<int>(static_cast<int64_t>(m.panels) * (member + 1) / size));
     return;
   }
-  constexpr int kChunk = 2;
+  constexpr int kChunk = 4;  // panels: what the tiers take together at most
   for (int begin = next.fetch_add(kChunk); begin < m.panels; begin = next.fetch_add(kChunk))
     panels(begin, std::min(begin + kChunk, m.panels));
 }

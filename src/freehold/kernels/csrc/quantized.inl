@@ -91,6 +91,9 @@ inline vi dot4(vi acc, vb w, int32_t x) {
 }
 #endif
 
+// A hint to fetch what will be read a little later; harmless beyond the end of memory.
+inline void fetch(const uint8_t* p) { __builtin_prefetch(p, 0, 2); }
+
 inline int32_t quad(const int8_t* p) { int32_t x; __builtin_memcpy(&x, p, 4); return x; }
 
 inline vf load_scale(const freehold::Matrix& m, const void* scales, size_t index) {
@@ -105,7 +108,8 @@ inline vf apply_scales(vf acc, vi dot, vf scale, const vf* offset, float sum, fl
 }
 
 // R rows by P panels. PACKED: codes are nibbles; else bytes (an int8 matrix, or int4 panels expanded by `expand`).
-template <int R, int P, bool PACKED, bool SMALL>
+// AHEAD: the panels come from memory, and those that follow are fetched meanwhile.
+template <int R, int P, bool PACKED, bool SMALL, bool AHEAD = false>
 void quantized_block(const freehold::Matrix& m, const uint8_t* codes, const freehold::Activations& a, int row, int panel,
                      const freehold::Output& out) {
   const size_t step = static_cast<size_t>(m.padded) * freehold::kPanel / (PACKED ? 2 : 1);
@@ -121,13 +125,18 @@ void quantized_block(const freehold::Matrix& m, const uint8_t* codes, const free
       vb first[P][V], second[P][V];
       for (int p = 0; p < P; ++p)
         for (int v = 0; v < V; ++v) {
+          const uint8_t* at = codes + p * step + static_cast<size_t>(k) * (PACKED ? 8 : 16) + v * 4 * W;
+          if (AHEAD && v % (64 / (4 * W)) == 0) {  // the same place of the panels that follow: each is a short stream of its own
+            fetch(at + P * step);
+            if (!PACKED) fetch(at + P * step + 64);
+          }
           if (PACKED) {
-            const vb both = load_bytes(codes + p * step + static_cast<size_t>(k) * 8 + v * 4 * W);
+            const vb both = load_bytes(at);
             first[p][v] = low_nibbles(both);
             second[p][v] = high_nibbles(both);
           } else {
-            first[p][v] = load_bytes(codes + p * step + static_cast<size_t>(k) * 16 + v * 4 * W);
-            second[p][v] = load_bytes(codes + p * step + static_cast<size_t>(k) * 16 + 64 + v * 4 * W);
+            first[p][v] = load_bytes(at);
+            second[p][v] = load_bytes(at + 64);
           }
         }
       for (int r = 0; r < R; ++r)
@@ -140,6 +149,10 @@ void quantized_block(const freehold::Matrix& m, const uint8_t* codes, const free
     for (int p = 0; p < P; ++p)
       for (int v = 0; v < V; ++v) {
         const size_t at = (static_cast<size_t>(panel + p) * m.groups + u / m.units_per_group) * freehold::kPanel + v * W;
+        if (AHEAD && v == 0) {
+          const size_t next = (at + static_cast<size_t>(P) * m.groups * freehold::kPanel) * (m.narrow_scales ? 2 : 4);
+          fetch(static_cast<const uint8_t*>(m.scales) + next);
+        }
         const vf scale = load_scale(m, m.scales, at);
         const vf offset = m.offsets ? load_scale(m, m.offsets, at) : vf{};
         for (int r = 0; r < R; ++r) {
@@ -173,6 +186,93 @@ void quantized_rows(const freehold::Matrix& m, const uint8_t* codes, const freeh
 
 constexpr int kPair = V == 1 ? 2 : 1;  // panels in a block of several rows: as many as the registers hold
 constexpr int kExpandRows = 16;  // from so many rows on, unpacking a panel once is cheaper than for every block of rows
+constexpr int kWide = 4;         // panels in a wide block
+
+#if defined(__AVX512F__)
+// R rows by four panels: integer sums in 4R registers, weights in eight, and the float sums in memory. Each broadcast
+// activation meets four panels, and each nibble is unpacked once for R rows. Loops over p and r must be unrolled, or gcc
+// keeps the integer sums in memory.
+template <int R, bool PACKED, bool OFFSETS, bool AHEAD>
+void wide_block(const freehold::Matrix& m, const uint8_t* codes, const freehold::Activations& a, int row, int panel,
+                const freehold::Output& out) {
+  const size_t step = static_cast<size_t>(m.padded) * freehold::kPanel / (PACKED ? 2 : 1);
+  const size_t scale_step = static_cast<size_t>(m.groups) * freehold::kPanel;
+  const ptrdiff_t stride = a.stride;
+  const int units = a.units, unit = m.unit, units_per_group = m.units_per_group;
+  const int8_t* x = a.codes + row * stride;
+  const float* x_scales = a.scales + static_cast<size_t>(row) * units;
+  const float* x_sums = a.sums + static_cast<size_t>(row) * units;
+  const int32_t* starts = a.starts + static_cast<size_t>(row) * units;
+  size_t scale_at = static_cast<size_t>(panel) * scale_step;
+  alignas(64) float memory[R * kWide * W] = {};
+  float* acc = memory;
+  asm volatile("" : "+r"(acc));  // else they would be taken for registers, and the integer sums spilled instead
+  for (int u = 0, inside = 0; u < units; ++u) {
+    vi dot[R][kWide];
+#pragma GCC unroll 4
+    for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+      for (int p = 0; p < kWide; ++p) dot[r][p] = splat(starts[static_cast<size_t>(r) * units + u]);
+    for (int k = u * unit; k < (u + 1) * unit; k += 8) {
+      vb first[kWide], second[kWide];
+#pragma GCC unroll 4
+      for (int p = 0; p < kWide; ++p) {
+        const uint8_t* at = codes + p * step + static_cast<size_t>(k) * (PACKED ? 8 : 16);
+        if (AHEAD) fetch(at + kWide * step);
+        if (AHEAD && !PACKED) fetch(at + kWide * step + 64);
+        first[p] = load_bytes(at);
+        second[p] = PACKED ? high_nibbles(first[p]) : load_bytes(at + 64);
+        if (PACKED) first[p] = low_nibbles(first[p]);
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const int32_t even = quad(x + r * stride + k), odd = quad(x + r * stride + k + 4);
+#pragma GCC unroll 4
+        for (int p = 0; p < kWide; ++p) dot[r][p] = dot4<PACKED>(dot[r][p], first[p], even);
+#pragma GCC unroll 4
+        for (int p = 0; p < kWide; ++p) dot[r][p] = dot4<PACKED>(dot[r][p], second[p], odd);
+      }
+    }
+#pragma GCC unroll 4
+    for (int p = 0; p < kWide; ++p) {
+      const size_t at = scale_at + p * scale_step;
+      if (AHEAD) fetch(static_cast<const uint8_t*>(m.scales) + (at + kWide * scale_step) * (m.narrow_scales ? 2 : 4));
+      const vf scale = load_scale(m, m.scales, at);
+      const vf offset = OFFSETS ? load_scale(m, m.offsets, at) : vf{};
+#pragma GCC unroll 4
+      for (int r = 0; r < R; ++r) {
+        const size_t i = static_cast<size_t>(r) * units + u;
+        float* sum = acc + (r * kWide + p) * W;
+        store(sum, apply_scales(load(sum), dot[r][p], scale, OFFSETS ? &offset : nullptr, x_sums[i], x_scales[i]));
+      }
+    }
+    if (++inside == units_per_group) {  // not a division: it costs as much as eight products
+      inside = 0;
+      scale_at += freehold::kPanel;
+    }
+  }
+  for (int r = 0; r < R; ++r)
+    for (int p = 0; p < kWide; ++p) {
+      const vf sum = load(acc + (r * kWide + p) * W);
+      finish(m, out, row + r, panel + p, &sum);
+    }
+}
+
+// Rows in fours; the first four bring the panels from memory, the others find them in the cache.
+template <bool PACKED, bool OFFSETS>
+void wide_rows(const freehold::Matrix& m, const uint8_t* codes, const freehold::Activations& a, int rows, int panel,
+               const freehold::Output& out) {
+  int row = 0;
+  if (rows >= 4) wide_block<4, PACKED, OFFSETS, true>(m, codes, a, row, panel, out), row = 4;
+  for (; row + 4 <= rows; row += 4) wide_block<4, PACKED, OFFSETS, false>(m, codes, a, row, panel, out);
+  switch (rows - row) {
+    case 3: wide_block<3, PACKED, OFFSETS, true>(m, codes, a, row, panel, out); break;
+    case 2: wide_block<2, PACKED, OFFSETS, true>(m, codes, a, row, panel, out); break;
+    case 1: quantized_block<1, kWide, PACKED, PACKED, true>(m, codes, a, row, panel, out); break;
+    default: break;
+  }
+}
+#endif
 
 template <bool PACKED, bool SMALL>
 void quantized_panels(const freehold::Matrix& m, const freehold::Activations& a, int rows, int begin, int end,
@@ -180,8 +280,16 @@ void quantized_panels(const freehold::Matrix& m, const freehold::Activations& a,
   const size_t step = static_cast<size_t>(m.padded) * freehold::kPanel / (PACKED ? 2 : 1);
   const uint8_t* codes = static_cast<const uint8_t*>(m.codes);
   int panel = begin;
+#if defined(__AVX512F__)
+  for (; panel + kWide <= end; panel += kWide)
+    if (m.offsets)
+      wide_rows<PACKED, true>(m, codes + panel * step, a, rows, panel, out);
+    else
+      wide_rows<PACKED, false>(m, codes + panel * step, a, rows, panel, out);
+#else
   if (rows == 1)  // one row: four panels in flight hide the latency of their dot products
-    for (; panel + 4 <= end; panel += 4) quantized_block<1, 4, PACKED, SMALL>(m, codes + panel * step, a, 0, panel, out);
+    for (; panel + 4 <= end; panel += 4) quantized_block<1, 4, PACKED, SMALL, true>(m, codes + panel * step, a, 0, panel, out);
+#endif
   for (; panel + kPair <= end; panel += kPair) quantized_rows<kPair, PACKED, SMALL>(m, codes + panel * step, a, rows, panel, out);
   for (; panel < end; ++panel) quantized_rows<1, PACKED, SMALL>(m, codes + panel * step, a, rows, panel, out);
 }
@@ -205,7 +313,7 @@ void linear_quantized(const freehold::Matrix& m, const freehold::Activations& a,
                       const freehold::Output& out, void* scratch) {
   if (m.format == freehold::Format::int8)
     quantized_panels<false, false>(m, a, rows, begin, end, out);
-  else if (rows < kExpandRows)
+  else if (V == 1 || rows < kExpandRows)  // wide blocks unpack once for four rows, in the shadow of the products
     quantized_panels<true, true>(m, a, rows, begin, end, out);
   else
     expanded_panels(m, a, rows, begin, end, out, static_cast<uint8_t*>(scratch));
