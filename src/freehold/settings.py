@@ -63,6 +63,7 @@ class EngineSettings:
     max_context: int = _setting(0, "Longest sequence in tokens; 0 = what the model allows.", minimum=0)
     max_batch: int = _setting(64, "Sequences that run at the same time.", minimum=1)
     max_step_tokens: int = _setting(512, "Tokens processed in one scheduler step (prefill chunk size).", minimum=1)
+    prefix_cache: bool = _setting(True, "Prompts that begin alike share the pages of the KV cache that are computed.")
     max_queue: int = _setting(1024, "Requests waiting before new ones are refused.", minimum=1)
     step_seconds: float = _setting(
         120.0, "Longest step: an engine that answers nothing for so long is started again; 0 = never.", minimum=0

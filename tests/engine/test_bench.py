@@ -64,7 +64,7 @@ def test_lengths_without_room_are_left_out_and_named(tmp_path: Path) -> None:
 
 
 def test_a_deep_context_is_copies_of_its_first_page() -> None:
-    engine = tiny.engine(tier="portable", max_step_tokens=64)
+    engine = tiny.engine(tier="portable", max_step_tokens=64, prefix_cache=False)
     page = list(range(64))
     engine.add(tiny.request("a", [*page * 3, 5], max_tokens=4))
     with pytest.raises(ValueError, match="has not computed a page"):

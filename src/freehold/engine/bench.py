@@ -9,6 +9,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def bench(
     Raises:
         UsageError: no such shape, or the context is too short for any of the figures asked for.
     """
-    settings = settings or EngineSettings()
+    settings = replace(settings or EngineSettings(), prefix_cache=False)  # repetitions must compute their prompts
     tell = progress or (lambda done, total, what: None)
     tell(0, None, "loading")
     load = _loader(model, settings)

@@ -22,6 +22,7 @@ from freehold.engine.loading import LoadedWeights, Precision, load_weights
 from freehold.engine.memory import give_back, kv_pages
 from freehold.engine.models import program_for
 from freehold.engine.packed import packed_weights
+from freehold.engine.prefix import PrefixCache
 from freehold.engine.request import EngineStats, GenerateRequest, ModelFacts, TokenOutput, limit_of
 from freehold.engine.sampler import Sampled, SamplerState, sample
 from freehold.engine.scheduler import Chunk, Scheduler, step_of
@@ -87,6 +88,7 @@ class Engine:
             max_batch=settings.max_batch,
             max_step_tokens=settings.max_step_tokens,
             max_queue=settings.max_queue,
+            prefix=PrefixCache(self._pages) if settings.prefix_cache else None,
         )
         self._arrivals = self._steps = self._prompt_tokens = self._output_tokens = 0
 
@@ -242,6 +244,8 @@ class Engine:
         sequence = self._scheduler.find(request_id)
         if sequence is None or not PAGE <= sequence.computed <= tokens < len(sequence.tokens):
             raise ValueError(f"request {request_id} has not computed a page of more than {tokens} tokens")
+        if self._scheduler.shares_pages:
+            raise ValueError("pages that other prompts may read must not be written: switch prefix_cache off")
         for page in sequence.pages[1:]:
             self.executor.copy_page(sequence.pages[0], page)
         sequence.computed = tokens
@@ -264,7 +268,8 @@ class Engine:
             failed = [self._fail(chunk.sequence, error) for chunk in chunks]
             raise StepError(refused + failed) from error
         self._steps += 1
-        _advance(chunks)
+        for chunk in chunks:
+            self._scheduler.note_computed(chunk)
         tokens = [self._deliver(sequence, choice) for sequence, choice in zip(sampling, sampled, strict=True)]
         return refused + tokens + self._embeddings(chunks)
 
@@ -329,6 +334,7 @@ class Engine:
             top=choice.top,
             finish=finish,
             prompt_tokens=sequence.prompt_tokens,
+            cached_tokens=min(sequence.cached, sequence.prompt_tokens),
         )
 
     def _fail(self, sequence: Sequence, error: Exception) -> TokenOutput:
@@ -356,10 +362,12 @@ def served_context(program: Program, settings: EngineSettings) -> int:
     return min(program.context, settings.max_context or program.context)
 
 
-def _advance(chunks: list[Chunk]) -> None:
-    for chunk in chunks:
-        chunk.sequence.computed += chunk.count
-
-
 def _ending(sequence: Sequence, finish: str, error: str | None = None) -> TokenOutput:
-    return TokenOutput(id=sequence.id, token=None, finish=finish, prompt_tokens=sequence.prompt_tokens, error=error)
+    return TokenOutput(
+        id=sequence.id,
+        token=None,
+        finish=finish,
+        prompt_tokens=sequence.prompt_tokens,
+        cached_tokens=min(sequence.cached, sequence.prompt_tokens),
+        error=error,
+    )

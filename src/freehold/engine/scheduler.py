@@ -2,7 +2,8 @@
 
 Decoding sequences come first, those served longest ago in front; what is left of `max_step_tokens` goes to prompts in
 chunks. Half of that is the oldest prompt's, the rest is given to the shortest remaining ones: a long prompt neither
-holds up short ones nor starves. Admission is first come, first served, by room in the KV cache. When pages run out,
+holds up short ones nor starves. Admission is first come, first served, by room in the KV cache; whole pages that hold
+a prompt's beginning already are taken over (`prefix`). When pages run out, those kept for later prompts go first; then
 the latest arrival gives its pages back and is computed again later, so the oldest always finishes.
 
 This module knows no model, tensors or sampling.
@@ -17,9 +18,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from freehold.engine.blocks import PageAllocator, pages_for
+from freehold.engine.prefix import PrefixCache
 from freehold.engine.sequence import Sequence
 from freehold.errors import OverloadedError
-from freehold.kernels.program import Step
+from freehold.kernels.program import PAGE, Step
 
 WATERMARK = 100
 """One page in so many stays free at admission, so that running sequences can grow before anyone is preempted."""
@@ -41,8 +43,17 @@ class Chunk:
 class Scheduler:
     """Owns the queue, the running sequences and the KV pages."""
 
-    def __init__(self, pages: PageAllocator, *, max_batch: int, max_step_tokens: int, max_queue: int) -> None:
+    def __init__(
+        self,
+        pages: PageAllocator,
+        *,
+        max_batch: int,
+        max_step_tokens: int,
+        max_queue: int,
+        prefix: PrefixCache | None = None,
+    ) -> None:
         self.pages = pages
+        self._prefix = prefix
         self.waiting: deque[Sequence] = deque()
         self.running: list[Sequence] = []
         self.preemptions = 0
@@ -50,6 +61,11 @@ class Scheduler:
         self._max_step_tokens = max_step_tokens
         self._max_queue = max_queue
         self._steps = 0
+
+    @property
+    def shares_pages(self) -> bool:
+        """Whether prompts that begin alike share pages."""
+        return self._prefix is not None
 
     def add(self, sequence: Sequence) -> None:
         """Queue a sequence.
@@ -69,7 +85,7 @@ class Scheduler:
         return next((s for s in (*self.running, *self.waiting) if s.id == request_id), None)
 
     def remove(self, sequence: Sequence) -> None:
-        """Drop a sequence and free its pages at once."""
+        """Drop a sequence and free its pages at once, or keep them for prompts that begin alike."""
         self._release(sequence)
         if sequence in self.running:
             self.running.remove(sequence)
@@ -104,9 +120,8 @@ class Scheduler:
     def _grow(self, sequence: Sequence, chosen: list[Sequence]) -> None:
         """Give a sequence the page its next token needs, preempting the latest arrivals if need be (maybe itself)."""
         while len(sequence.pages) < pages_for(sequence.computed + 1):
-            page = self.pages.take()
-            if page is not None:
-                sequence.pages.append(page)
+            if self._make_room(1):
+                sequence.pages += self._take(1)
                 continue
             victim = max(self.running, key=lambda s: s.arrival)
             self._preempt(victim)
@@ -128,13 +143,48 @@ class Scheduler:
 
     def _admit(self, budget: int) -> None:
         while budget > 0 and self.waiting and len(self.running) < self._max_batch:
-            needed = pages_for(len(self.waiting[0].tokens))
+            sequence = self.waiting[0]
+            shared = self._shared(sequence)
+            needed = pages_for(len(sequence.tokens)) - len(shared)
             spare = self.pages.total // WATERMARK if self.running else 0
-            if self.pages.free < needed + spare:
+            if not self._make_room(needed + spare):
+                for page in shared:
+                    self.pages.release(page)
                 return
-            sequence = self.waiting.popleft()
-            sequence.pages = [page for page in (self.pages.take() for _ in range(needed)) if page is not None]
+            self.waiting.popleft()
+            sequence.pages = shared + self._take(needed)
+            sequence.computed = len(shared) * PAGE
+            if sequence.served < 0:
+                sequence.cached = sequence.computed
             self.running.append(sequence)
+
+    def _shared(self, sequence: Sequence) -> list[int]:
+        """Pages that hold its beginning already; at least its last token is left to compute, as its logits are wanted."""
+        if self._prefix is None or sequence.pool is not None:  # a pool wants the hidden states of every token
+            return []
+        return self._prefix.match(sequence.tokens[:-1])
+
+    def _make_room(self, pages: int) -> bool:
+        """Whether so many pages are free, after kept ones were given up if need be; those of others stay."""
+        if self.pages.available < pages:
+            return False
+        while self.pages.free < pages and self._prefix is not None and self._prefix.evict():
+            pass
+        return self.pages.free >= pages
+
+    def _take(self, count: int) -> list[int]:
+        return [page for page in (self.pages.take() for _ in range(count)) if page is not None]
+
+    def note_computed(self, chunk: Chunk) -> None:
+        """A chunk is in the KV cache; whole pages of a prompt can serve others from now on."""
+        sequence = chunk.sequence
+        sequence.computed += chunk.count
+        if chunk.count > 1:
+            self._keep(sequence)
+
+    def _keep(self, sequence: Sequence) -> None:
+        if self._prefix is not None:
+            self._prefix.keep(sequence.tokens[: sequence.computed], sequence.pages)
 
     def _prefills(self, budget: int, decodes: list[Sequence]) -> list[Chunk]:
         # a prompt of one token that was just admitted is pending like a decode, but was not among them
@@ -152,6 +202,7 @@ class Scheduler:
         return [Chunk(s, counts[s.arrival]) for s in prompts if counts[s.arrival] > 0]
 
     def _release(self, sequence: Sequence) -> None:
+        self._keep(sequence)
         for page in sequence.pages:
             self.pages.release(page)
         sequence.pages = []

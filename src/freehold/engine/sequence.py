@@ -19,6 +19,7 @@ class Sequence:
         tokens: prompt, then output.
         computed: how many of `tokens` have their keys and values in `pages`.
         served: number of the last step that worked on it.
+        cached: tokens of the prompt that other requests had computed before.
         pool: gathers hidden states, for a request that wants these and no tokens.
     """
 
@@ -30,6 +31,7 @@ class Sequence:
     computed: int = 0
     pages: list[int] = field(default_factory=list)
     served: int = -1
+    cached: int = 0
     pool: Pool | None = None
 
     def __post_init__(self) -> None:
