@@ -48,7 +48,7 @@ class Ours:
     """The engine in this process, one request at a time."""
 
     def __init__(self, path: Path, threads: int) -> None:
-        self.engine = Engine.load(path, EngineSettings(threads=threads))
+        self.engine = Engine.load(path, EngineSettings(threads=threads, prefix_cache=False))
 
     def seconds(self, kind: str, ids: list[int], tokens: int) -> float:
         """Prefill: from the request to its first token. Decode: from the first token to the last."""

@@ -24,11 +24,15 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 
 def load(path: Path) -> Any:
-    """A checkpoint in float32: a directory, or a .gguf file that transformers dequantizes, in a plain model."""
+    """A checkpoint in float32: a config.json, a directory, or a .gguf file that transformers dequantizes, in a plain model."""
+    if path.suffix == ".json":  # a config: random weights of its sizes
+        return AutoModelForCausalLM.from_config(
+            AutoConfig.for_model(**json.loads(path.read_text())), dtype=torch.float32
+        ).eval()
     if path.suffix != ".gguf":
         return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
     read = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
