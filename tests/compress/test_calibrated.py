@@ -195,7 +195,7 @@ def test_widths_between_are_stored_packed_read_back_and_run(
         evaluate(source, tmp_path / "out", ids, window=128, settings=EngineSettings(isa=isa, kv_dtype="f32")).kld_mean
         for isa in ("reference", "portable")
     ]
-    assert tiers[0] == pytest.approx(tiers[1], rel=1e-3)
+    assert tiers[0] == pytest.approx(tiers[1], rel=1e-3, abs=1e-4)
     assert tiers[0] < {3: 0.5, 5: 0.05, 6: 0.02}[bits]
 
 
