@@ -20,6 +20,8 @@ GIVEN: dict[str, Any] = {
     "plan": None,
     "calibration": "builtin",
     "asymmetric": False,
+    "widths": None,
+    "fused": False,
     "group_size": None,
     "embedding_bits": None,
     "force": False,

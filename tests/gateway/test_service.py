@@ -278,8 +278,9 @@ def test_requests_are_answered_by_the_standby_while_the_model_loads(directory: P
             assert httpx2.get(live.url + "/health").json()["status"] == "degraded"
             assert live.lines == []
             live.loop.soon(loaded.set)
-            live.until(lambda: len(live.lines) == 3)
-            assert live.lines[0] == f"export OPENAI_BASE_URL={live.url}/v1"
+            live.until(lambda: len(live.lines) == 4)
+            assert live.lines[0].startswith("ready")
+            assert live.lines[1] == f"export OPENAI_BASE_URL={live.url}/v1"
 
 
 @pytest.fixture

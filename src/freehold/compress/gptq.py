@@ -8,6 +8,7 @@ that all others leave, and each of its codes moves to where that error is least.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,11 +51,20 @@ class Curvature:
         order: intp [K], columns as they are rounded, heaviest first.
         root: float32 [K, K], upper triangular U with U^T U = H[order][:, order]^-1.
         matrix: float32 [K, K], H.
+        added: float32 [K], what damping and floor put on the diagonal of H.
     """
 
     order: NDArray[np.intp]
     root: F32
     matrix: F32
+    added: F32
+
+    @property
+    def importance(self) -> F32:
+        """What a column's squared error costs once all that follow have made up for it, float32 [K]."""
+        out = np.empty(len(self.order), _f)
+        out[self.order] = _f(1) / np.diag(self.root) ** 2
+        return out
 
 
 def damping_for(tokens: int) -> float:
@@ -93,7 +103,7 @@ def curvature(
     root /= whole[order][None, :]
     c *= whole[:, None]
     c *= whole[None, :]
-    return Curvature(order, root, c)
+    return Curvature(order, root, c, (whole.astype(np.float64) ** 2 - squares).astype(_f))
 
 
 def gptq(weights: F32, given: Curvature, bits: int, group: int, *, symmetric: bool, sweeps: int = SWEEPS) -> Rounded:
@@ -102,17 +112,9 @@ def gptq(weights: F32, given: Curvature, bits: int, group: int, *, symmetric: bo
     Raises:
         FormatError: a weight that is NaN or infinite.
     """
-    if not np.isfinite(weights).all():
-        raise FormatError("expected finite weights, found NaN or infinity")
-    w = np.ascontiguousarray(weights.T, dtype=_f)  # columns of the layer one after another
-    diagonal = np.empty(len(w), _f)
-    diagonal[given.order] = np.diag(given.root)
-    grid = _searched(w, bits, group, symmetric=symmetric, importance=_f(1) / diagonal**2)
-    q = _compensated(w, grid, given)
-    error = w - q * grid.spread(grid.scales)
-    for _ in range(sweeps):
-        _sweep(q, error, grid, given.matrix)
-    costs = np.einsum("kn,kn->n", error, given.matrix @ error, dtype=np.float64)
+    w = _columns(weights)
+    grid = _searched(w, bits, group, symmetric=symmetric, importance=given.importance)
+    q, error, costs = _rounded(w, grid, given, sweeps)
     low = grid.spread(grid.low)
     return Rounded(
         codes=np.ascontiguousarray((q - low).astype(np.uint8).T),
@@ -124,13 +126,41 @@ def gptq(weights: F32, given: Curvature, bits: int, group: int, *, symmetric: bo
     )
 
 
+def costs_of(
+    weights: F32, given: Curvature, widths: Sequence[int], group: int, *, symmetric: bool
+) -> NDArray[np.float64]:
+    """E moment E^T [widths, N], the moment not damped, of several widths, rounded side by side: few rows leave most of the time to Python.
+
+    Raises:
+        FormatError: a weight that is NaN or infinite.
+    """
+    w = _columns(weights)
+    grids = [_searched(w, bits, group, symmetric=symmetric, importance=given.importance) for bits in widths]
+    grid = _Grid(
+        np.concatenate([each.scales for each in grids], axis=1),
+        np.concatenate([each.low for each in grids], axis=1),
+        np.concatenate([each.span for each in grids]),
+        group,
+    )
+    _, error, costs = _rounded(np.tile(w, len(widths)), grid, given, SWEEPS)
+    costs -= np.einsum("k,kn->n", given.added, error * error, dtype=np.float64)
+    return costs.reshape(len(widths), -1)
+
+
+def _columns(weights: F32) -> F32:
+    """Float32 [K, N]: columns of the layer one after another."""
+    if not np.isfinite(weights).all():
+        raise FormatError("expected finite weights, found NaN or infinity")
+    return np.ascontiguousarray(weights.T, dtype=_f)
+
+
 @dataclass(frozen=True, slots=True)
 class _Grid:
-    """Scales and smallest codes [K/group, N] (a zero point z makes codes -z and more), and how many codes there are."""
+    """Scales and smallest codes [K/group, N] (a zero point z makes codes -z and more), and the span of codes [N]."""
 
     scales: F32
     low: F32
-    span: np.float32
+    span: F32
     group: int
 
     def spread(self, values: F32) -> F32:
@@ -145,7 +175,17 @@ def _searched(w: F32, bits: int, group: int, *, symmetric: bool, importance: F32
         members = slice(number * group, (number + 1) * group)
         scales[number], zero = search(w[members], bits, symmetric=symmetric, importance=importance[members, None])
         low[number] = _f(-(1 << (bits - 1))) if zero is None else -zero
-    return _Grid(scales, low, _f((1 << bits) - 1), group)
+    return _Grid(scales, low, np.full(rows, (1 << bits) - 1, _f), group)
+
+
+def _rounded(w: F32, grid: _Grid, given: Curvature, sweeps: int) -> tuple[F32, F32, NDArray[np.float64]]:
+    """Codes [K, N], zero points taken off, the errors they leave, and what these cost; scales are refitted in place."""
+    q = _compensated(w, grid, given)
+    error = w - q * grid.spread(grid.scales)
+    slope = given.matrix @ error
+    for _ in range(sweeps):
+        _sweep(q, error, slope, grid, given.matrix)
+    return q, error, np.einsum("kn,kn->n", error, slope, dtype=np.float64)
 
 
 def _compensated(w: F32, grid: _Grid, given: Curvature) -> F32:
@@ -175,11 +215,10 @@ def _compensated(w: F32, grid: _Grid, given: Curvature) -> F32:
     return out
 
 
-def _sweep(q: F32, error: F32, grid: _Grid, matrix: F32) -> None:
-    """Scales and codes, group by group, in place; `error` [K, N] is what q leaves of the weights."""
+def _sweep(q: F32, error: F32, slope: F32, grid: _Grid, matrix: F32) -> None:
+    """Scales and codes, group by group, in place; `error` [K, N] is what q leaves of the weights, slope = matrix @ error."""
     columns = len(q)
     step = grid.group if grid.group <= 128 else BLOCK
-    slope = matrix @ error
     for begin in range(0, columns, step):
         members = slice(begin, begin + step)
         number = begin // grid.group
@@ -189,10 +228,9 @@ def _sweep(q: F32, error: F32, grid: _Grid, matrix: F32) -> None:
         if step == grid.group:
             pull = inner @ codes
             weight = np.einsum("kn,kn->n", codes, pull)
-            fitted = round_bf16(
-                scale
-                + np.divide(np.einsum("kn,kn->n", codes, local), weight, out=np.zeros_like(scale), where=weight > 0)
-            )
+            change = np.zeros_like(scale)
+            np.divide(np.einsum("kn,kn->n", codes, local), weight, out=change, where=weight > 0)
+            fitted = round_bf16(scale + change)
             fitted = np.where(fitted == 0, scale, fitted)
             change = fitted - scale
             error[members] -= change * codes
@@ -211,7 +249,7 @@ def _sweep(q: F32, error: F32, grid: _Grid, matrix: F32) -> None:
             codes[k] += moved
             moved *= scale
             error[place] -= moved
-            local[k:] -= inner[k:, k, None] * moved
+            local[k + 1 :] -= inner[k + 1 :, k, None] * moved
         slope -= matrix[:, members] @ (before - error[members])
 
 

@@ -37,7 +37,7 @@ class CompressOptions:
         budget: bits for each weight of the whole model, embeddings, scales and norms included: what each layer gets is
             then measured (needs statistics), and `bits`, `group_size`, `kv_bits` and `embedding_bits` don't count.
         uniform: a format, "int4 g32", that every linear layer and embedding gets instead.
-        stretch: raise a budget that is too small for the formats allowed, by SPARE bits above the smallest.
+        stretch: raise a budget that is too small to SPARE bits above the smallest formats of 4 bits or more.
         embedding_bits: 8, or 16 to leave embeddings and output layer alone (vLLM reads no int8 embeddings). With a
             budget: of the embedding; 4 and ANY too, which for an embedding shared with the output layer gives what
             transformers can't load (Freehold, and llama.cpp as GGUF, can).

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from freehold.compress.gptq import Curvature, gptq
+from freehold.compress.gptq import Curvature, costs_of
 from freehold.compress.plan import Scheme
 from freehold.compress.quantize import quantize
 from freehold.compress.statistics import Statistics
@@ -29,7 +29,7 @@ Costs = dict[str, dict[str, float]]
 """By tensor and by the scheme's text."""
 
 SAMPLE = 96  # rows of a tensor that are tried; all of them where there are not many more
-VERSION = 6
+VERSION = 7
 
 
 def measure(
@@ -55,11 +55,11 @@ def measure(
             ends = np.cumsum([len(rows) for rows, _ in samples])[:-1]
             trial = _Trial(weights, counts, moment, diagonal)
             costs: Costs = {tensor: {} for tensor in group.tensors}
-            for scheme, found in zip(
-                candidates[group.name], pool.map(trial.costs, candidates[group.name]), strict=True
-            ):
-                for tensor, part in zip(group.tensors, np.split(found, ends), strict=True):
-                    costs[tensor][scheme.text] = float(part.sum())
+            batches = _batches(candidates[group.name])
+            for schemes, found in zip(batches, pool.map(trial.costs, batches), strict=True):
+                for scheme, rows in zip(schemes, found, strict=True):
+                    for tensor, part in zip(group.tensors, np.split(rows, ends), strict=True):
+                        costs[tensor][scheme.text] = float(part.sum())
             _add(known, costs)
             file.write(json.dumps({"group": group.name, "costs": costs}) + "\n")
             file.flush()
@@ -76,17 +76,26 @@ class _Trial:
     moment: Curvature
     diagonal: F32
 
-    def costs(self, scheme: Scheme) -> NDArray[np.float64]:
-        """Of each row as it will be rounded."""
-        group = scheme.group_size or self.weights.shape[1]
-        if scheme.bits < 8:
-            found = gptq(self.weights, self.moment, scheme.bits, group, symmetric=scheme.symmetric)
-            return 0.5 * found.costs * self.counts
+    def costs(self, batch: list[Scheme]) -> list[NDArray[np.float64]]:
+        """For each scheme of a batch, of each row as it will be rounded."""
+        first = batch[0]
+        group = first.group_size or self.weights.shape[1]
+        if first.bits < 8:
+            widths = [scheme.bits for scheme in batch]
+            found = costs_of(self.weights, self.moment, widths, group, symmetric=first.symmetric)
+            return [0.5 * costs * self.counts for costs in found]
         # To nearest: errors are independent from column to column.
-        plain = quantize(self.weights, scheme.bits, group, symmetric=True)
+        plain = quantize(self.weights, 8, group, symmetric=True)
         error = self.weights - (plain.codes - np.float32(128)) * np.repeat(plain.scales, group, axis=1)
-        costs: NDArray[np.float64] = 0.5 * self.counts.astype(np.float64) * ((error * error) @ self.diagonal)
-        return costs
+        return [0.5 * self.counts.astype(np.float64) * ((error * error) @ self.diagonal)]
+
+
+def _batches(schemes: list[Scheme]) -> list[list[Scheme]]:
+    """Schemes that are tried side by side: those of one group size and kind, and each of 8 bits by itself."""
+    batches: dict[tuple[int | None, bool, bool], list[Scheme]] = {}
+    for scheme in schemes:
+        batches.setdefault((scheme.group_size, scheme.symmetric, scheme.bits == 8), []).append(scheme)
+    return list(batches.values())
 
 
 def _sample(checkpoint: Checkpoint, statistics: Statistics, tensor: str) -> tuple[F32, F32]:
