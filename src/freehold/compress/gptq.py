@@ -129,7 +129,9 @@ def gptq(weights: F32, given: Curvature, bits: int, group: int, *, symmetric: bo
 def costs_of(
     weights: F32, given: Curvature, widths: Sequence[int], group: int, *, symmetric: bool
 ) -> NDArray[np.float64]:
-    """E moment E^T [widths, N], the moment not damped, of several widths, rounded side by side: few rows leave most of the time to Python.
+    """E moment E^T [widths, N], the moment not damped, of several widths.
+
+    They are rounded side by side: few rows leave most of the time to Python.
 
     Raises:
         FormatError: a weight that is NaN or infinite.
