@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,8 +18,8 @@ from freehold.certify.evidence import SCENARIOS, Ask, Evidence, Scenario, Send
 from freehold.certify.transcript import Answer, Call, Exchange, Untestable
 from freehold.certify.wire import Endpoint
 from freehold.errors import FormatError, UpstreamError, UsageError
+from freehold.progress import Progress, silent
 
-Progress = Callable[[int, int, str], None]
 DISCOVER = "discover/models"
 
 
@@ -69,7 +69,7 @@ class Run:
         return Evidence(self.plan.seed, self.model, self.plan.declared, self.exchanges, self.plan.reference)
 
 
-async def run(endpoint: Endpoint, plan: Plan, progress: Progress = lambda done, total, what: None) -> Run:
+async def run(endpoint: Endpoint, plan: Plan, progress: Progress = silent) -> Run:
     """Ask a live server.
 
     Raises:
@@ -179,7 +179,7 @@ async def replay(recorded: list[Mapping[str, Any]], plan: Plan) -> Run:
 
     again = Run(plan, chosen_model(plan.declared, first))
     try:
-        await _scenarios(again, send, lambda done, total, what: None)
+        await _scenarios(again, send, silent)
     except ExceptionGroup as group:
         raise group.exceptions[0] from None
     if made.keys() != records.keys() or len(records) != len(recorded):

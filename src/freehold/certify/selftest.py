@@ -9,7 +9,7 @@ import asyncio
 import hashlib
 import json
 import multiprocessing
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -24,6 +24,7 @@ from freehold.certify.reference.faulty import FAULTS, Fault
 from freehold.certify.requirements import load
 from freehold.certify.runner import Plan, Run, run
 from freehold.certify.wire import Endpoint
+from freehold.progress import Progress, silent
 
 SEED = "5e" * 32
 KEYS = {"good": reference.KEY, "limited": reference.LIMITED_KEY}
@@ -90,9 +91,7 @@ def well() -> Run:
     return asyncio.run(observe(None, level=4))
 
 
-def self_test(
-    progress: Callable[[int, int, str], None] = lambda done, total, what: None, *, processes: int = 2
-) -> dict[str, Any]:
+def self_test(progress: Progress = silent, *, processes: int = 2) -> dict[str, Any]:
     """The whole matrix.
 
     Returns:

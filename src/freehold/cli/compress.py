@@ -17,8 +17,9 @@ import click
 
 from freehold.cli.on_record import on_record
 from freehold.cli.options import as_json
-from freehold.cli.output import Progress, emit, emit_json, printable, progress, say, size, table
+from freehold.cli.output import emit, emit_json, printable, progress, say, size, table
 from freehold.errors import UnsupportedError, UsageError
+from freehold.progress import Progress
 
 if TYPE_CHECKING:
     from freehold.compress import CompressOptions, Report, Tuner

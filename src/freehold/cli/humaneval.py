@@ -22,7 +22,7 @@ from freehold.errors import UsageError
 from freehold.settings import EngineSettings
 
 if TYPE_CHECKING:
-    from freehold.cli.output import Progress
+    from freehold.progress import Progress
 
 MAX_TOKENS = 256
 SECONDS = 8

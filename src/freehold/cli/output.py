@@ -11,20 +11,14 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import click
 
 from freehold.errors import FreeholdError, UsageError
+from freehold.progress import Progress, silent
 
 BAR_AFTER_SECONDS = 1.0  # shorter work is over before a bar is read
-
-
-class Progress(Protocol):
-    """Told how far the work is: units done, units in all (None = unknown), and what is being done."""
-
-    def __call__(self, done: int, total: int | None, what: str) -> None:
-        """Draw it, or not."""
 
 
 def say(text: str) -> None:
@@ -97,7 +91,7 @@ def size(count: int | float) -> str:
 def progress() -> Iterator[Progress]:
     """A callback `(done, total or None, what)`: draws a bar on stderr if that is a terminal and the work takes long."""
     if not sys.stderr.isatty() or os.environ.get("TERM") == "dumb":
-        yield lambda done, total, what: None
+        yield silent
         return
     bars = _Bars()
     try:

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from freehold.errors import StoreError
-from freehold.formats.wheels import Progress, changed, download
+from freehold.formats.wheels import changed, download
 from freehold.formats.writing import CHUNK, locked, sha256, sync
+from freehold.progress import Progress
 
 
 @dataclass(frozen=True, slots=True)

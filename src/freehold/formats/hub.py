@@ -28,7 +28,7 @@ from freehold.formats.writing import CHUNK, locked, sync, write_file
 if TYPE_CHECKING:
     import httpx2
 
-    from freehold.formats.wheels import Progress
+    from freehold.progress import Progress
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
 ATTEMPTS = 5

@@ -20,10 +20,10 @@ from freehold.formats.hub import Hub, HubSettings, disk_errors
 from freehold.formats.hub_cache import cached, find_cached, forget
 from freehold.formats.model_card import ModelCard, card_of
 from freehold.formats.references import FORMS, HubReference, hub_reference, is_alias, looks_like_path
-from freehold.formats.wheels import Progress
 from freehold.formats.writing import tree_size
+from freehold.progress import Progress
 
-__all__ = ["ModelCard", "Progress", "StoredModel", "home", "list_models", "models", "pull", "remove", "resolve", "show"]
+__all__ = ["ModelCard", "StoredModel", "home", "list_models", "models", "pull", "remove", "resolve", "show"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,19 +10,12 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Protocol
 
 from freehold.errors import StoreError
 from freehold.formats.writing import tree_size
+from freehold.progress import Progress
 
 POLL_SECONDS = 0.2
-
-
-class Progress(Protocol):
-    """Told how far a transfer is; `total` is None while it is unknown."""
-
-    def __call__(self, done: int, total: int | None, what: str) -> None:
-        """`done` of `total` bytes of `what`."""
 
 
 def download(

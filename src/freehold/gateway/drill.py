@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from freehold.errors import FreeholdError, SettingError
 from freehold.gateway.backends import Backend
@@ -24,6 +24,7 @@ from freehold.gateway.conversation import Failed, Finished, Request, Sampling, T
 from freehold.gateway.faults import BEFORE_BREAK, FAULTS, PIECES, FaultServer
 from freehold.gateway.policy import CORE, Policy
 from freehold.gateway.service import Gateway
+from freehold.progress import Progress
 from freehold.settings import RouterSettings, RouteSettings, Settings, UpstreamSettings
 
 EXAMPLE = (
@@ -38,12 +39,6 @@ PROMPT = "Why should one keep a second provider? Answer in one sentence."
 MAX_TOKENS = 48  # more than a broken stream has said, in any tokenizer: somebody must have to go on
 MODEL = "drill"
 BASELINE_RUNS = 3
-
-
-class Progress(Protocol):
-    """Told how far the drill is."""
-
-    def __call__(self, done: int, total: int | None, what: str) -> None: ...  # noqa: D102
 
 
 @dataclass(slots=True)

@@ -25,6 +25,7 @@ from freehold.gateway.patience import impatient
 from freehold.gateway.policy import Policy, PolicyFile
 from freehold.gateway.service import Gateway
 from freehold.process_memory import few_arenas, give_back
+from freehold.progress import Progress
 from freehold.settings import ServerSettings, Settings
 
 MAX_PORT = 65535
@@ -44,12 +45,14 @@ fifty waits for it."""
 log = logging.getLogger("freehold.gateway")
 
 
-def serve(settings: Settings, *, progress: Any = None, announce: Callable[[str], None] | None = None) -> None:
+def serve(
+    settings: Settings, *, progress: Progress | None = None, announce: Callable[[str], None] | None = None
+) -> None:
     """Serves until SIGINT or SIGTERM.
 
     Args:
         settings: what is served, and where.
-        progress: a `formats.store.Progress` that is told about downloads.
+        progress: told about downloads.
         announce: gets each line for the user; stderr when None.
 
     Raises:

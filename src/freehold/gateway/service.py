@@ -43,6 +43,7 @@ from freehold.gateway.quarantine import QuarantineStore, state_directory
 from freehold.gateway.relay import Exchange, Relay
 from freehold.gateway.router import Router
 from freehold.gateway.watch import Watch
+from freehold.progress import Progress
 from freehold.settings import AlertSettings, BreakerSettings, EngineSettings, GuardSettings, Settings, UpstreamSettings
 
 if TYPE_CHECKING:
@@ -139,11 +140,11 @@ class Gateway:
         self.recorder = _recorder(ledger, self.accounts, upstreams, weights)
 
     @classmethod
-    def build(cls, settings: Settings, *, progress: Any = None, accounts: bool = False) -> Gateway:
+    def build(cls, settings: Settings, *, progress: Progress | None = None, accounts: bool = False) -> Gateway:
         """A gateway as the settings say; fetches the model if needed, but starts nothing yet.
 
         Args:
-            progress: a `formats.store.Progress` that is told about downloads.
+            progress: told about downloads.
             accounts: whether keys are known, limits held and usage written down.
 
         Raises:
@@ -415,7 +416,7 @@ def _recorder(
     return Recorder(ledger, accounts.taps, upstreams, weights)
 
 
-def load_core(settings: EngineSettings, *, progress: Any = None) -> LocalBackend:
+def load_core(settings: EngineSettings, *, progress: Progress | None = None) -> LocalBackend:
     """The local backend of the model in the settings, not yet started."""
     from freehold.formats import store  # here, because the hub's client is slow to import
 

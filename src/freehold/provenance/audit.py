@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from freehold.errors import UsageError
-from freehold.formats.wheels import Progress
+from freehold.progress import Progress
 from freehold.provenance import artefact as artefacts
 from freehold.provenance.artefact.facts import Artefact, Declaration, Detection
 from freehold.provenance.knowledge import FILES, PURPOSES, knowledge

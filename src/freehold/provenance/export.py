@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,6 +21,7 @@ import msgspec
 from freehold.database import Database
 from freehold.errors import FreeholdError, UsageError
 from freehold.formats.writing import replacing
+from freehold.progress import Progress, silent
 from freehold.provenance.merkle_log import leaf_of
 from freehold.provenance.records import text_hash
 
@@ -43,8 +44,6 @@ REASONS = {
     "unfinished": "the answer failed, or the client left",
     "unknown": "terms or origins are not known",
 }
-
-Progress = Callable[[int, int | None, str], None]
 
 
 class _Training(msgspec.Struct):
@@ -135,7 +134,7 @@ def export(
     log: str,
     now: int,
     overwrite: bool = False,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = silent,
 ) -> Manifest:
     """Writes the chats that may be trained on to `out`, and the manifest beside it.
 

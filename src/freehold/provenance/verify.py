@@ -8,7 +8,7 @@ no ledger can prove: that everything was recorded. Knows no key: a head is check
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,7 @@ import msgspec
 from freehold import merkle
 from freehold.database import Database, Transaction
 from freehold.errors import FormatError
+from freehold.progress import Progress, silent
 from freehold.provenance import heads
 from freehold.provenance.heads import Head
 from freehold.provenance.merkle_log import LEVEL, leaf_of
@@ -29,8 +30,6 @@ NOT_PROVED = (
     "that what providers said of themselves is true: their names and request ids are theirs",
 )
 WITHOUT_HEAD = "that this is the log others have seen: without a head kept elsewhere, its owner could write it anew"
-
-Progress = Callable[[int, int | None, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +94,7 @@ _forgets = msgspec.json.Decoder(_Forgets)
 Row = tuple[Any, ...]
 
 
-def verify(
-    database: Database, outside: Sequence[Head] = (), progress: Progress = lambda done, total, what: None
-) -> Report:
+def verify(database: Database, outside: Sequence[Head] = (), progress: Progress = silent) -> Report:
     """Checks the whole ledger.
 
     Args:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from freehold.errors import FormatError, ModelNotFoundError
 from freehold.formats.references import looks_like_path
-from freehold.formats.wheels import Progress
+from freehold.progress import Progress
 from freehold.provenance.artefact.facts import Artefact, Declaration, Detection, File
 
 __all__ = ["Artefact", "Declaration", "Detection", "File", "read"]

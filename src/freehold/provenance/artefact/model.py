@@ -12,7 +12,7 @@ from typing import Any
 
 from freehold.errors import FormatError, ModelNotFoundError
 from freehold.formats.builtin import BUILTINS
-from freehold.formats.wheels import Progress
+from freehold.progress import Progress
 from freehold.provenance.artefact import ancestry, card, scan, survey
 from freehold.provenance.artefact.facts import Artefact, File
 from freehold.provenance.artefact.tree import Folder, digest_of, text_of

@@ -14,7 +14,8 @@ from importlib import metadata
 from pathlib import Path, PurePosixPath
 
 from freehold.errors import FormatError, FreeholdError, StoreError, UsageError
-from freehold.formats.wheels import Progress, download
+from freehold.formats.wheels import download
+from freehold.progress import Progress
 from freehold.provenance import texts
 from freehold.provenance.artefact import card, model, survey
 from freehold.provenance.artefact.facts import Artefact, File

@@ -10,7 +10,7 @@ import importlib
 import os
 
 from freehold.errors import UsageError
-from freehold.formats.wheels import Progress
+from freehold.progress import Progress
 from freehold.provenance import artefact as artefacts
 from freehold.provenance.audit import examine
 from freehold.provenance.bom.bill import Bill

@@ -18,7 +18,7 @@ from collections import defaultdict
 from concurrent.futures import Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 import msgspec
 
@@ -26,6 +26,7 @@ from freehold.errors import FormatError, StoreError, UsageError
 from freehold.formats.reading import Closing
 from freehold.formats.store import home
 from freehold.formats.writing import locked, tree_size, write_file
+from freehold.progress import Progress, silent
 from freehold.provenance import minhash
 from freehold.provenance.trace.plan import FORMAT, Piece, ShardPlan, pieces_of, shards_of
 from freehold.provenance.trace.shard import REBUILD, Shard, build_shard
@@ -35,13 +36,6 @@ MOST_WORKERS: Final = 4  # each takes up to seven times a shard's text while it 
 Task = tuple[Path, ShardPlan, dict[str, SourceFile], Path]  # what build_shard is given
 MANIFEST: Final = "manifest.json"
 _OWN = {MANIFEST, f"{MANIFEST}.partial", "shards", "lock"}
-
-
-class Progress(Protocol):
-    """Told how far the work is: bytes done, bytes in all, and what is being done."""
-
-    def __call__(self, done: int, total: int | None, what: str) -> None:
-        """Show it, or not."""
 
 
 class IndexedFile(msgspec.Struct, frozen=True):
@@ -81,9 +75,7 @@ def default_index(corpus: Path) -> Path:
     return home() / "trace" / f"{corpus.resolve().name or 'root'}-{name}"
 
 
-def build_index(
-    corpus: Path, index: Path, *, jobs: int = 0, progress: Progress = lambda done, total, what: None
-) -> Built:
+def build_index(corpus: Path, index: Path, *, jobs: int = 0, progress: Progress = silent) -> Built:
     """Index a corpus, or bring its index up to date; shards whose content did not change stay as they are.
 
     Args:

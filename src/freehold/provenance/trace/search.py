@@ -16,8 +16,9 @@ import numpy as np
 
 from freehold.errors import FormatError, UsageError
 from freehold.kernels.matching import Match, maximal_matches
+from freehold.progress import Progress, silent
 from freehold.provenance import minhash
-from freehold.provenance.trace.index import Index, Progress
+from freehold.provenance.trace.index import Index
 from freehold.provenance.trace.report import NearDuplicate, Report, Similar, Source, Span
 from freehold.provenance.trace.shard import REBUILD, SEPARATOR, Shard
 
@@ -50,7 +51,7 @@ def trace(
     query: str | bytes,
     limits: Limits = Limits(),  # noqa: B008 (immutable)
     *,
-    progress: Progress = lambda done, total, what: None,
+    progress: Progress = silent,
 ) -> Report:
     """Find where a text may be from.
 
@@ -93,7 +94,7 @@ def trace(
 
 
 def maximal_spans(
-    index: Index, raw: bytes, minimum: int, progress: Progress = lambda done, total, what: None
+    index: Index, raw: bytes, minimum: int, progress: Progress = silent
 ) -> dict[tuple[int, int], list[_Occurrences]]:
     """(start, length) of each maximal span of a query, in order, with its places in the suffix arrays."""
     found: dict[tuple[int, int], list[_Occurrences]] = defaultdict(list)
