@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from freehold.errors import FormatError, StoreError, UsageError
-from freehold.provenance.trace import Index, build_index, index, plan, trace
+from freehold.provenance.trace import Index, build_index, index, plan, sources, trace
 from tests.provenance.trace.corpus import indexed, write
 
 
@@ -113,7 +113,7 @@ def test_a_file_that_changes_while_it_is_indexed_is_an_error_and_leaves_nothing(
 def test_files_cut_into_pieces_are_found_by_their_own_offsets_and_lines(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(plan, "PIECE", 1000)
+    monkeypatch.setattr(sources, "PIECE", 1000)
     monkeypatch.setattr(plan, "LARGEST", 3000)
     lines = [f"line number {n} says {n * n} and {n * 7919} to whoever reads it aloud" for n in range(500)]
     long = "\n".join(lines)

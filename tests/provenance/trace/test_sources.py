@@ -10,7 +10,7 @@ import pytest
 
 from freehold.errors import UsageError
 from freehold.provenance.trace import sources
-from freehold.provenance.trace.sources import HTML, JSON, TEXT, Skipped, is_licence, read, scan
+from freehold.provenance.trace.sources import HTML, JSON, TEXT, NotTextError, Skipped, is_licence, pieces, scan
 from tests.provenance.trace.corpus import write
 
 
@@ -32,7 +32,7 @@ def test_files_are_found_by_path_with_their_kind(tmp_path: Path):
 def test_one_file_can_be_a_corpus(tmp_path: Path):
     write(tmp_path, {"one.md": "text"})
     (file,), _ = scan(tmp_path / "one.md")
-    assert read(tmp_path / "one.md", file) == b"text"
+    assert list(pieces(tmp_path / "one.md", file)) == [b"text"]
 
 
 def test_a_corpus_that_is_not_there_is_said_to_be(tmp_path: Path):
@@ -56,7 +56,8 @@ def test_a_file_that_became_a_link_after_the_scan_is_not_followed(tmp_path: Path
     (file,), _ = scan(write(tmp_path, {"one.txt": "text"}))
     (tmp_path / "one.txt").unlink()
     (tmp_path / "one.txt").symlink_to("/etc/passwd")
-    assert isinstance(read(tmp_path, file), Skipped)
+    with pytest.raises(NotTextError):
+        list(pieces(tmp_path, file))
 
 
 def test_a_name_that_is_no_utf8_is_named_escaped(tmp_path: Path):
@@ -69,8 +70,11 @@ def test_a_name_that_is_no_utf8_is_named_escaped(tmp_path: Path):
 def reason(root: Path, name: str, content: bytes) -> str | None:
     write(root, {name: content})
     (file,), _ = scan(root)
-    found = read(root, file)
-    return found.reason if isinstance(found, Skipped) else None
+    try:
+        assert b"".join(pieces(root, file)) == (gzip.decompress(content) if file.compressed else content)
+    except NotTextError as error:
+        return str(error)
+    return None
 
 
 @pytest.mark.parametrize(
@@ -101,6 +105,29 @@ def test_a_file_that_expands_without_end_is_given_up(tmp_path: Path, monkeypatch
     assert reason(tmp_path, "bomb.gz", gzip.compress(b"a" * (1 << 20))) is None
     found = reason(tmp_path, "bomb.gz", gzip.compress(b"a" * (1 << 22)))
     assert found is not None and found.startswith("expands to more than")
+
+
+@pytest.mark.parametrize("name", ["long.txt", "long.txt.gz"])
+def test_a_long_file_comes_in_pieces_that_end_with_a_line_or_are_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+):
+    monkeypatch.setattr(sources, "PIECE", 100)
+    content = (b"x" * 59 + b"\n") * 3 + b"y" * 250 + b"\nend"
+    write(tmp_path, {name: gzip.compress(content) if name.endswith("gz") else content})
+    (file,), _ = scan(tmp_path)
+    found = list(pieces(tmp_path, file))
+    assert b"".join(found) == content
+    assert [len(piece) for piece in found] == [60, 60, 60, 100, 100, 54]
+
+
+def test_html_is_one_piece_or_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(sources, "PIECE", 100)
+    monkeypatch.setattr(sources, "HTML_LIMIT", 1000)
+    assert reason(tmp_path, "a.html", b"<p>text\n" * 125) is None
+    (file,), _ = scan(tmp_path)
+    assert len(list(pieces(tmp_path, file))) == 1
+    found = reason(tmp_path, "a.html", b"<p>text\n" * 126)
+    assert found is not None and found.startswith("HTML of more than")
 
 
 def test_the_nearest_licence_file_above_holds(tmp_path: Path):

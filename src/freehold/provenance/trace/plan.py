@@ -14,18 +14,21 @@ from typing import Final
 import msgspec
 
 from freehold.provenance import minhash
-from freehold.provenance.trace.sources import HTML, Skipped, SourceFile, read
+from freehold.provenance.trace.sources import NotTextError, Skipped, SourceFile, pieces
 
-FORMAT: Final = "freehold-trace-1"
-PIECE: Final = 32 << 20  # bytes of a file that stay together; longer ones are cut at line ends
+FORMAT: Final = "freehold-trace-2"
 SMALLEST, LARGEST = 128 << 20, 256 << 20  # bytes of a shard; between them, a piece's hash says whether one ends
 ENDS_AT: Final = 64  # one piece in so many may end a shard
 
 
 class Piece(msgspec.Struct, frozen=True):
-    """Bytes `start:stop` of a file's (expanded) content; `line` is the number of its first line."""
+    """Bytes `start:stop` of a file's (expanded) content; `line` is the number of its first line.
+
+    `digest` names the whole content, `own` the bytes of this piece.
+    """
 
     digest: str
+    own: str
     kind: str
     start: int
     stop: int
@@ -51,25 +54,19 @@ def digest_of(data: bytes) -> str:
 
 def pieces_of(root: Path, file: SourceFile) -> list[Piece] | Skipped:
     """The pieces of a file, or why it has none."""
-    data = read(root, file)
-    if isinstance(data, Skipped):
-        return data
-    if not data:
-        return Skipped(file.path, "empty")
-    digest, pieces, line = digest_of(data), [], 1
-    for start, stop in _cuts(data, file.kind):
-        pieces.append(Piece(digest, file.kind, start, stop, line))
-        line += data.count(b"\n", start, stop)
-    return pieces
-
-
-def _cuts(data: bytes, kind: str) -> Iterator[tuple[int, int]]:
-    start = 0
-    while kind != HTML and len(data) - start > PIECE:
-        stop = data.rfind(b"\n", start, start + PIECE) + 1 or start + PIECE
-        yield start, stop
-        start = stop
-    yield start, len(data)
+    whole = hashlib.blake2b(digest_size=20)
+    found: list[tuple[str, int, int, int]] = []
+    start, line = 0, 1
+    try:
+        for data in pieces(root, file):
+            whole.update(data)
+            found.append((digest_of(data), start, start + len(data), line))
+            start += len(data)
+            line += data.count(b"\n")
+    except NotTextError as error:
+        return Skipped(file.path, str(error))
+    digest = whole.hexdigest()
+    return [Piece(digest, own, file.kind, *place) for own, *place in found] or Skipped(file.path, "empty")
 
 
 def shards_of(pieces: list[Piece]) -> Iterator[ShardPlan]:
@@ -92,5 +89,5 @@ def shards_of(pieces: list[Piece]) -> Iterator[ShardPlan]:
 def _name(pieces: list[Piece]) -> str:
     hashed = hashlib.blake2b(f"{FORMAT}\n{minhash.ALGORITHM}\n".encode(), digest_size=16)
     for piece in pieces:
-        hashed.update(f"{piece.digest} {piece.kind} {piece.start} {piece.stop} {piece.line}\n".encode())
+        hashed.update(f"{piece.digest} {piece.own} {piece.kind} {piece.start} {piece.stop} {piece.line}\n".encode())
     return hashed.hexdigest()

@@ -19,6 +19,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -31,7 +32,7 @@ from freehold.formats.writing import sync
 from freehold.provenance import minhash
 from freehold.provenance.trace.extract import extract
 from freehold.provenance.trace.plan import Piece, ShardPlan, digest_of
-from freehold.provenance.trace.sources import Skipped, SourceFile, read
+from freehold.provenance.trace.sources import NotTextError, SourceFile, opened
 from freehold.provenance.trace.suffixes import suffix_array
 
 META: Final = "shard.json"
@@ -151,16 +152,19 @@ def _gather(root: Path, plan: ShardPlan, files: Mapping[str, SourceFile]) -> tup
 
 
 def _contents(root: Path, plan: ShardPlan, files: Mapping[str, SourceFile]) -> Iterator[tuple[Piece, bytes]]:
-    held, data = "", b""
-    for piece in plan.pieces:
-        if piece.digest != held:
-            file = files[piece.digest]
-            found = read(root, file)
-            if isinstance(found, Skipped) or digest_of(found) != piece.digest:
-                hint = "build the index again when nobody writes there"
-                raise StoreError(f"{root / file.path} changed while it was indexed", hint=hint)
-            held, data = piece.digest, found
-        yield piece, data[piece.start : piece.stop]
+    for digest, pieces in groupby(plan.pieces, key=lambda piece: piece.digest):
+        file = files[digest]
+        try:
+            with opened(root, file) as stream:
+                for piece in pieces:
+                    stream.seek(piece.start)
+                    data = stream.read(piece.stop - piece.start)
+                    if digest_of(data) != piece.own:
+                        raise NotTextError("other bytes")
+                    yield piece, data
+        except NotTextError:
+            hint = "build the index again when nobody writes there"
+            raise StoreError(f"{root / file.path} changed while it was indexed", hint=hint) from None
 
 
 def _near_duplicates(text: bytearray) -> tuple[U32, U32, U32]:

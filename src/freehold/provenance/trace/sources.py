@@ -1,7 +1,7 @@
 """The files of a corpus: which can be read as text, as what, under which licence file, and which are left out and why.
 
 It knows directories and bytes; nothing of indexes. A corpus is hostile: symbolic links are never followed (so loops don't
-matter), pipes and devices never opened, compressed files expand to a limit only.
+matter), pipes and devices never opened, compressed files expand to a limit only, and no file is in memory as a whole.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import re
 import stat
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Final
+from typing import BinaryIO, Final
 
 import msgspec
 
-from freehold.errors import UsageError
+from freehold.errors import FormatError, UsageError
 
 TEXT, JSON, HTML = "text", "json", "html"
 EXPANDED_LIMIT: Final = 512 << 20  # bytes a compressed file may expand to
 HTML_LIMIT: Final = 128 << 20  # HTML is read as a whole
+PIECE: Final = 32 << 20  # bytes of a file that stay together
 _KINDS = {".jsonl": JSON, ".ndjson": JSON, ".json": JSON, ".html": HTML, ".htm": HTML, ".xhtml": HTML}
 _LEFT_OUT = {".git", ".hg", ".svn", "__pycache__"}
 _LICENCES = re.compile(r"(un)?licen[cs]e|copying|copyright|notice", re.IGNORECASE)
@@ -62,6 +64,10 @@ class Skipped(msgspec.Struct, frozen=True):
     reason: str
 
 
+class NotTextError(FormatError):
+    """A file can't be had as text; the words say why."""
+
+
 def scan(root: Path, leave_out: Path | None = None) -> tuple[list[SourceFile], list[Skipped]]:
     """Every file below a directory (or the one file), by path; contents are not looked at.
 
@@ -99,27 +105,48 @@ def scan(root: Path, leave_out: Path | None = None) -> tuple[list[SourceFile], l
     return files, sorted(skipped, key=lambda one: one.path)
 
 
-def read(root: Path, file: SourceFile) -> bytes | Skipped:
-    """The content of a file, expanded if it is compressed; or why it can't be had as text."""
+@contextmanager
+def opened(root: Path, file: SourceFile) -> Iterator[BinaryIO | gzip.GzipFile]:
+    """The content of a file, expanded if it is compressed, as a stream.
+
+    Raises:
+        NotTextError: it can't be read, which may show as late as its last byte.
+    """
     path = root / file.path if root.is_dir() else root
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(handle, "rb") as stream:
             if not stat.S_ISREG(os.fstat(handle).st_mode):
-                return Skipped(file.path, "not a regular file")
-            head = stream.read(8192)
-            if not file.compressed and (reason := _binary(head)):
-                return Skipped(file.path, reason)
-            stream.seek(0)
-            data = _expand(stream) if file.compressed else stream.read()
+                raise NotTextError("not a regular file")
+            if file.compressed:
+                with gzip.GzipFile(fileobj=stream) as expanded:
+                    yield expanded
+            else:
+                yield stream
     except (OSError, EOFError, zlib.error) as error:
-        return Skipped(file.path, f"can't be read: {getattr(error, 'strerror', None) or error}")
-    if data is None:
-        return Skipped(file.path, f"expands to more than {EXPANDED_LIMIT >> 20} MiB")
-    if file.kind == HTML and len(data) > HTML_LIMIT:
-        return Skipped(file.path, f"HTML of more than {HTML_LIMIT >> 20} MiB")
-    reason = _binary(data)
-    return Skipped(file.path, reason) if reason else data
+        raise NotTextError(f"can't be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+def pieces(root: Path, file: SourceFile) -> Iterator[bytes]:
+    """The content of a file in pieces of PIECE bytes at most that end at line ends if they can; HTML is one.
+
+    Raises:
+        NotTextError: it is no text, or expands to too much; pieces may have been given already.
+    """
+    limit = HTML_LIMIT if file.kind == HTML else PIECE
+    total, rest = 0, b""
+    with opened(root, file) as stream:
+        while data := rest + stream.read(limit + 1 - len(rest)):
+            if reason := _binary(data):
+                raise NotTextError(reason)
+            if file.kind == HTML and len(data) > limit:
+                raise NotTextError(f"HTML of more than {HTML_LIMIT >> 20} MiB")
+            stop = len(data) if len(data) <= limit else data.rfind(b"\n", 0, limit) + 1 or limit
+            total += stop
+            if file.compressed and total > EXPANDED_LIMIT:
+                raise NotTextError(f"expands to more than {EXPANDED_LIMIT >> 20} MiB")
+            yield data[:stop]
+            rest = data[stop:]
 
 
 def _source(path: str, found: os.stat_result, licence: str | None) -> SourceFile:
@@ -160,12 +187,6 @@ def is_licence(name: str) -> bool:
     match = _LICENCES.match(name)
     rest = name[match.end() :] if match else ""
     return bool(match) and (not rest or rest[0] in "-._sS") and Path(name).suffix.lower() not in _NOT_LICENCES
-
-
-def _expand(stream: object) -> bytes | None:
-    with gzip.GzipFile(fileobj=stream) as unzipped:  # type: ignore[call-overload]
-        data: bytes = unzipped.read(EXPANDED_LIMIT + 1)
-    return data if len(data) <= EXPANDED_LIMIT else None
 
 
 def _binary(data: bytes) -> str | None:
