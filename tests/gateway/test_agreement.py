@@ -27,8 +27,9 @@ from freehold.gateway.conversation import (
     Turn,
     Usage,
 )
+from freehold.gateway.exchange import Answer
 from freehold.gateway.policy import Policy
-from freehold.gateway.service import Answer, Gateway
+from freehold.gateway.service import Gateway
 from freehold.settings import RouterSettings
 
 

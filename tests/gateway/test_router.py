@@ -27,11 +27,12 @@ from freehold.gateway.conversation import (
     Turn,
     Usage,
 )
+from freehold.gateway.exchange import Answer
 from freehold.gateway.failures import CapabilityError, RequestError, UnavailableError
 from freehold.gateway.measures import FRESH_SECONDS, MOST_CONVERSATIONS
 from freehold.gateway.policy import Policy, PolicyFile
 from freehold.gateway.router import Router
-from freehold.gateway.service import Answer, Gateway
+from freehold.gateway.service import Gateway
 from freehold.settings import BreakerSettings, GuardSettings, RouterSettings, RouteSettings, UpstreamSettings
 from freehold.settings_file import load
 

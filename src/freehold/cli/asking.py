@@ -23,7 +23,7 @@ from freehold.settings import Settings
 if TYPE_CHECKING:
     from freehold.gateway import Gateway
     from freehold.gateway.conversation import Request, Turn
-    from freehold.gateway.service import Record
+    from freehold.gateway.exchange import Record
 
 F = TypeVar("F", bound=Callable[..., Any])
 Write = Callable[[str], None]

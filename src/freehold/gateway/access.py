@@ -17,10 +17,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from freehold.errors import DatabaseError
 from freehold.gateway.dialects.errors import INVALID, Envelope, envelope
+from freehold.gateway.exchange import Record
 from freehold.gateway.http import in_dialect
 from freehold.gateway.logs import REQUEST_ID
 from freehold.gateway.loopback import is_loopback
-from freehold.gateway.service import Record
 from freehold.gateway.virtual_keys import PREFIX, KeyRing
 
 log = logging.getLogger("freehold.access")

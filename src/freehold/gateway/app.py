@@ -29,12 +29,13 @@ from freehold.gateway.dialects.anthropic_messages import DIALECT as MESSAGES
 from freehold.gateway.dialects.errors import INVALID, Envelope
 from freehold.gateway.dialects.openai_chat import DIALECT as CHAT
 from freehold.gateway.dialects.openai_completions import DIALECT as COMPLETIONS
+from freehold.gateway.exchange import Answer, Record
 from freehold.gateway.failures import kind_of
 from freehold.gateway.http import CLIENT_GONE, EventStream, failure, read_body, refusal, speaks_anthropic, unless_gone
 from freehold.gateway.metrics import CONTENT_TYPE
 from freehold.gateway.models import anthropic_card, anthropic_list, openai_card, openai_list
 from freehold.gateway.router import unknown_model
-from freehold.gateway.service import Answer, Gateway, Record
+from freehold.gateway.service import Gateway
 from freehold.gateway.shelf import Shelf, key_of
 from freehold.gateway.stored import MemoryStore, Store
 from freehold.gateway.stored_in_database import DatabaseStore

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import TracerProvider
     from opentelemetry.trace import Span
 
-    from freehold.gateway.service import Record
+    from freehold.gateway.exchange import Record
 
 T = TypeVar("T")
 log = logging.getLogger("freehold.gateway")
