@@ -103,7 +103,11 @@ def test_a_range_that_was_not_asked_for_is_refused(hub: FakeHub):
         "..",
     ],
 )
-def test_a_reference_that_is_none_reaches_neither_disk_nor_network(hub: FakeHub, tmp_path: Path, reference):
+def test_a_reference_that_is_none_reaches_neither_disk_nor_network(
+    hub: FakeHub, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, reference
+):
+    (elsewhere := tmp_path_factory.mktemp("elsewhere") / "inner").mkdir()
+    monkeypatch.chdir(elsewhere)  # ".." is a reference where a model lies there
     for call in (store.resolve, store.pull, store.remove, store.show):
         with pytest.raises(FreeholdError):
             call(reference)
