@@ -100,8 +100,8 @@ def _config(directory: str, upstream: str | None) -> Path:
 
 
 @asynccontextmanager
-async def served(model: str, upstream: str | None) -> AsyncGenerator[Served, None]:
-    """A server with one standby, or none."""
+async def served(model: str, upstream: str | None, *flags: str) -> AsyncGenerator[Served, None]:
+    """A server with one standby, or none; flags are more of `freehold serve`'s."""
     with tempfile.TemporaryDirectory() as directory:
         config = _config(directory, upstream)
         command = [
@@ -113,6 +113,7 @@ async def served(model: str, upstream: str | None) -> AsyncGenerator[Served, Non
             model,
             "--port",
             "0",
+            *flags,
         ]
         process = await asyncio.to_thread(subprocess.Popen, command, stderr=subprocess.PIPE, text=True)
         try:
