@@ -1,7 +1,8 @@
 """Our engine beside its peers, on the same shapes, in one go.
 
-    python bench/peers.py --llama PYTHON [--transformers PYTHON] [--shapes llama-135m,qwen2.5-0.5b,qwen2.5-1.5b]
-        [--repetitions 5] [--streams 32] [--json FILE] [--write docs/benchmarks.md]
+    python bench/peers.py --llama PYTHON [--openvino PYTHON] [--transformers PYTHON]
+        [--shapes llama-135m,qwen2.5-0.5b,qwen2.5-1.5b]
+        [--repetitions 5] [--streams 32] [--keep DIR] [--json FILE] [--write docs/benchmarks.md]
 
 Same machine, same number of threads, same token ids, interleaved: in every repetition each engine runs each figure once,
 in an order that rotates. A figure is the median of the repetitions; a ratio is the median of the ratios within
@@ -9,8 +10,9 @@ repetitions. Prefill: 512 tokens in, until the first token. Decode: 128 tokens a
 token. Streams: so many requests of 128 tokens in and 64 out at once; output tokens a second over the whole run.
 
 Weights are random, of real sizes: int4 in groups of 32 with an int8 embedding for ours, Q4_0 with Q6_K or Q8_0 for
-llama.cpp, float32 for transformers. `--llama` and `--transformers` name the interpreters of the peers' environments:
-llama-cpp-python is best built on the machine itself, with the instructions it has.
+llama.cpp, int4 in groups of 64 with an int8 embedding for OpenVINO GenAI, float32 for transformers. `--llama`,
+`--openvino` and `--transformers` name the interpreters of the peers' environments: llama-cpp-python is best built on the
+machine itself, with the instructions it has; the others' scripts say what theirs need.
 """
 
 from __future__ import annotations
@@ -116,12 +118,16 @@ def measure(shape: str, arguments: argparse.Namespace, threads: int) -> dict[str
         figures[f"{arguments.streams} streams"] = ("streams", ids[:128], 64, arguments.streams, 64 * arguments.streams)
     with tempfile.TemporaryDirectory() as scratch, ExitStack() as stack:
         engines: dict[str, Any] = {"freehold": Ours(shape, threads)}
-        config = Path(scratch) / "config.json"
+        config, kept = Path(scratch) / "config.json", arguments.keep or Path(scratch)
         config.write_text(json.dumps(SHAPES[shape] | {"model_type": SHAPES[shape]["architectures"][0][:-11].lower()}))
         if arguments.llama:
-            gguf, script = Path(scratch) / "model.gguf", HERE / "peers_llama.py"
-            subprocess.run([arguments.llama, script, "shape", config, gguf], check=True)
-            engines["llama.cpp"] = stack.enter_context(peer([arguments.llama, script, "serve", gguf, threads], threads))
+            gguf = made(arguments.llama, "llama", config, kept / f"{shape}.gguf")
+            command = [arguments.llama, HERE / "peers_llama.py", "serve", gguf, threads]
+            engines["llama.cpp"] = stack.enter_context(peer(command, threads))
+        if arguments.openvino:
+            model = made(arguments.openvino, "openvino", config, kept / f"{shape}-openvino")
+            command = [arguments.openvino, HERE / "peers_openvino.py", "serve", model, threads]
+            engines["OpenVINO GenAI"] = stack.enter_context(peer(command, threads))
         if arguments.transformers:
             for variant in arguments.variants.split(","):
                 command = [arguments.transformers, HERE / "peers_transformers.py", config, "--threads", threads]
@@ -141,6 +147,14 @@ def measure(shape: str, arguments: argparse.Namespace, threads: int) -> dict[str
             print(f"{shape}: repetition {repetition} of {arguments.repetitions}", file=sys.stderr)
         facts = {name: engine.facts for name, engine in engines.items()}
     return {"shape": shape, "engines": facts, "rates": rates}
+
+
+def made(python: Path, peer_name: str, config: Path, model: Path) -> Path:
+    """A shape in a peer's own files; left alone where `--keep` has them from an earlier run."""
+    if not model.exists():
+        command = [python, HERE / f"peers_{peer_name}.py", "shape", config, model]
+        subprocess.run(command, check=True, stdout=sys.stderr, env=os.environ | {"HF_HUB_OFFLINE": "1"})
+    return model
 
 
 def cell(values: list[float]) -> str:
@@ -189,12 +203,14 @@ def write(path: Path, report: dict[str, Any]) -> None:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--llama", type=Path, help="interpreter that has llama-cpp-python and gguf")
+    parser.add_argument("--openvino", type=Path, help="interpreter that has openvino-genai, optimum-intel and nncf")
     parser.add_argument("--transformers", type=Path, help="interpreter that has torch and transformers")
     parser.add_argument("--variants", default="fp32,bf16", help="of transformers")
     parser.add_argument("--shapes", default="llama-135m,qwen2.5-0.5b,qwen2.5-1.5b")
     parser.add_argument("--repetitions", type=int, default=5)
     parser.add_argument("--streams", type=int, default=32, help="0 leaves the figure out")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--keep", type=Path, help="directory to keep the peers' files in, for another run")
     parser.add_argument("--json", type=Path, help="write everything that was measured")
     parser.add_argument("--append", type=Path, help="results of an earlier --json that the table shows, too")
     parser.add_argument("--write", type=Path, help="put the table into this file")
