@@ -110,6 +110,8 @@ def shape(config_file: str, out: str, group_size: int) -> None:
     import transformers
 
     config = transformers.AutoConfig.for_model(**json.loads(Path(config_file).read_text()))
+    if config.eos_token_id is None:  # GenAI wants one, though generations are told to ignore it
+        config.eos_token_id = 0
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as work:
         made = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
