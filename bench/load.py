@@ -1,6 +1,6 @@
 """Half an hour of mixed load on a real server: what gets stuck, what leaks, how long clients wait.
 
-    python bench/load.py [--model smollm2-int4] [--minutes 30] [--clients 32] [--kv-memory-mb 256] [--seed 1] [--json] [--check]
+    python bench/load.py [--model smollm2-int4] [--minutes 30] [--clients 32] [--kv-memory-mb 128] [--seed 1] [--json] [--check]
 
 `freehold serve` runs as a process with a KV cache that is too small for all clients at once, so that pages are evicted
 and requests preempted. Each client sends one request after another, of a kind drawn by its own generator: prompts of 1
@@ -283,6 +283,11 @@ def percentiles(values: list[float]) -> dict[str, float]:
     return {"p50": round(cuts[49] * 1e3, 1), "p99": round(cuts[98] * 1e3, 1), "max": round(max(values) * 1e3, 1)}
 
 
+def _tenths(sizes: list[int]) -> list[float]:
+    """MiB at the start, after each tenth of the run, and at its end."""
+    return [round(sizes[(len(sizes) - 1) * i // 10] / 2**20, 1) for i in range(11)]
+
+
 def report(tally: Tally, seconds: float, held: dict[str, float]) -> dict[str, Any]:
     """What was found."""
     both = [(at, server + engine) for at, server, engine in tally.memory]
@@ -295,7 +300,8 @@ def report(tally: Tally, seconds: float, held: dict[str, float]) -> dict[str, An
         "ttft_ms": percentiles(tally.first),
         "tpot_ms": percentiles(tally.each),
         "held": held,
-        "rss_mib": round(both[-1][1] / 2**20, 1),
+        "server_mib": _tenths([server for _, server, _ in tally.memory]),
+        "engine_mib": _tenths([engine for _, _, engine in tally.memory]),
         "rss_growth": round(growth(both), 4),
         "rss_growth_server": round(growth([(at, server) for at, server, _ in tally.memory]), 4),
         "rss_growth_engine": round(growth([(at, engine) for at, _, engine in tally.memory]), 4),
@@ -318,7 +324,7 @@ def main() -> int:
     parser.add_argument("--model", default="smollm2-int4")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument("--clients", type=int, default=32)
-    parser.add_argument("--kv-memory-mb", type=int, default=256)
+    parser.add_argument("--kv-memory-mb", type=int, default=128)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--check", action="store_true")

@@ -29,8 +29,9 @@ NEAR = 0.5
 """Similarity that a signature must estimate for two passages to count as near-duplicates."""
 LARGEST = 1 << 20
 """Bytes of a text that are looked at; whoever sends more gets the beginning checked and is told so in the record."""
-REMEMBERED = 16 << 20
-"""Bytes of fingerprints that are remembered of each kind: a long prompt has a megabyte of them."""
+REMEMBERED = 4 << 20
+"""Bytes of fingerprints that are remembered of each kind: those of some 25 conversations of 100 kB, which take 10 ms each to
+make again. A server's memory grows until they are reached (`python bench/load.py`)."""
 
 ENTRY = 256  # bytes that an entry takes beside what is counted
 
