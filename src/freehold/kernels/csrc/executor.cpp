@@ -13,7 +13,8 @@ namespace {
 constexpr int kBlockRows = 16;   // rows of one sequence in an attention task
 constexpr int kBriefRows = 64;   // a step of fewer rows is brief: meetings cost more of it than work (see `crowd.h`)
 constexpr int kSharedRows = 4;   // from so many rows on, members share row-wise work; below, each does all of it for itself
-constexpr int kNearTokens = 1024;  // contexts this short are attended to by whole KV heads without another meeting
+constexpr int kSegmentTokens = kSegment * kPage;  // contexts this short are attended to by whole KV heads without another meeting
+constexpr int kShares = 4;       // attention tasks for each member, so that all end at about the same time
 
 bool quantized(const Matrix& m) { return m.format == Format::int4 || m.format == Format::int8; }
 
@@ -76,6 +77,8 @@ Executor::Executor(const Tier& tier, std::vector<BufferShape> buffers, std::vect
   kv_.key_scales = reinterpret_cast<float*>(key_scales_.data());
   kv_.value_scales = reinterpret_cast<float*>(value_scales_.data());
   for (const auto& op : program_)
+    if (op.kind == Kind::attention) group_ = std::max(group_, op.heads / op.kv_heads);
+  for (const auto& op : program_)
     for (const auto& part : op.parts) {
       if (op.kind != Kind::linear || !quantized(part->matrix)) continue;
       widest_ = std::max(widest_, static_cast<size_t>(part->matrix.padded));
@@ -83,8 +86,10 @@ Executor::Executor(const Tier& tier, std::vector<BufferShape> buffers, std::vect
     }
   for (auto& memory : scratch_) memory = Memory(scratch_bytes(static_cast<int>(widest_)));
   replicable_.assign(shapes_.size(), true);
-  for (const auto& op : program_)
+  for (const auto& op : program_) {
     if (!writes_whole(op)) replicable_[op.out] = false;
+    if (op.kind == Kind::attention) replicable_[op.in] = false;  // members read each other's heads
+  }
   copies_.resize(team_.capacity() - 1, std::vector<std::vector<float>>(shapes_.size()));
   for (auto& copies : copies_)
     for (size_t b = 0; b < shapes_.size(); ++b)
@@ -234,6 +239,33 @@ void Executor::prepare(const StepView& s) {
     blocks_.push_back({begin, end});
     begin = end;
   }
+  prepare_attention();
+}
+
+// Who attends to what in this step, the same in every layer. Blocks that would keep one member busy for long are cut.
+void Executor::prepare_attention() {
+  attending_.clear();
+  auto tokens = [&](const Block& block) { return step_.positions[block.end - 1] + 1; };
+  auto cost = [&](const Block& block) { return static_cast<double>(block.end - block.begin) * tokens(block); };
+  double total = 0;
+  for (const Block& block : blocks_) total += cost(block);
+  size_t part = 0, joined = 0;
+  for (int b = 0; b < static_cast<int>(blocks_.size()); ++b) {
+    const int segments = (tokens(blocks_[b]) - 1) / kSegmentTokens + 1;
+    const bool cut = segments > 1 && cost(blocks_[b]) * kShares * team_.size() > total * kv_.heads;
+    const size_t floats = static_cast<size_t>(blocks_[b].end - blocks_[b].begin) * group_ * (kv_.dim + 2);
+    for (int head = 0; head < kv_.heads; ++head) {
+      if (!cut) attending_.push_back({b, head, -1, segments, 0, 0});
+      if (!cut) continue;
+      for (int s = 0; s < segments; ++s) attending_.push_back({b, head, s, segments, part + s * floats, joined});
+      part += segments * floats;
+      ++joined;
+    }
+  }
+  auto length = [&](const Attending& task) { return task.segment < 0 ? cost(blocks_[task.block]) : cost(blocks_[task.block]) / task.segments; };
+  std::stable_sort(attending_.begin(), attending_.end(), [&](const auto& a, const auto& b) { return length(a) > length(b); });
+  if (partials_.size() < part) partials_.resize(part);
+  if (joined_.size() < joined) joined_ = std::vector<std::atomic<int>>(joined);
 }
 
 std::vector<float> Executor::run(const StepView& step) {
@@ -420,13 +452,13 @@ void Executor::heads(const Stage& stage, int member) {
   for (int head = member; head < op.kv_heads; head += team_.size())
     for (int r = 0; r < step_.rows; ++r) prepare_head(stage, head, r, member);
   const int longest = *std::max_element(step_.positions, step_.positions + step_.rows);
-  if (longest >= kNearTokens && op.kv_heads % team_.size()) {  // worth a meeting: the heads are shared out evenly
+  if (longest >= kSegmentTokens && op.kv_heads % team_.size()) {  // worth a meeting: contexts are shared out evenly
     team_.barrier();
     attend(op);
     return;
   }
   for (int head = member; head < op.kv_heads; head += team_.size())
-    for (const Block& block : blocks_) attend_block(op, block, head, 0, op.heads / op.kv_heads);
+    for (int b = 0; b < static_cast<int>(blocks_.size()); ++b) attend(op, {b, head, -1, 0, 0, 0});
 }
 
 // What comes between the projection and attention, on one row's part of a KV head: its queries, key and value.
@@ -469,8 +501,8 @@ void Executor::store_kv(const Instruction& op, int r, int first, int count) {
       for (int d = 0; d < dim; ++d) keys[d * kPage + slot] = half_from_float(k[d]);
       for (int d = 0; d < dim; ++d) values[d] = half_from_float(v[d]);
     } else {
-      int8_t* keys = reinterpret_cast<int8_t*>(kv_.keys) + block;
-      int8_t* values = reinterpret_cast<int8_t*>(kv_.values) + block + static_cast<size_t>(slot) * dim;
+      int8_t* keys = reinterpret_cast<int8_t*>(kv_.keys) + block + slot * 4;
+      int8_t* values = reinterpret_cast<int8_t*>(kv_.values) + block + static_cast<size_t>(slot / 4) * dim * 4 + slot % 4;
       alignas(64) int8_t codes[kMaxHeadDim];
       auto quantize_head = [&](const float* x, float& scale) {
         float top = 0;
@@ -481,61 +513,71 @@ void Executor::store_kv(const Instruction& op, int r, int first, int count) {
         for (int d = 0; d < dim; ++d) codes[d] = static_cast<int8_t>(__builtin_lrintf(x[d] * inverse));
       };
       quantize_head(k, kv_.key_scales[scale_block + slot]);
-      for (int d = 0; d < dim; ++d) keys[d * kPage + slot] = codes[d];
+      for (int d = 0; d < dim; d += 4) std::memcpy(keys + d * kPage, codes + d, 4);
       quantize_head(v, kv_.value_scales[scale_block + slot]);
-      std::memcpy(values, codes, dim);
+      for (int d = 0; d < dim; ++d) values[d * 4] = codes[d];
     }
   }
 }
 
 void Executor::attend(const Instruction& op) {
-  const int group = op.heads / op.kv_heads;
-  // Few tasks: split the query heads of a group too, so that every member has work.
-  const int whole = static_cast<int>(blocks_.size()) * op.kv_heads;
-  const int count = whole >= 2 * team_.size() ? group : std::max(1, std::min(group, group * whole / (2 * team_.size())));
-  const int splits = (group + count - 1) / count, total = whole * splits;
   std::atomic<int>& next = next_[op.counter];
-  for (int task = next.fetch_add(1); task < total; task = next.fetch_add(1)) {
-    // Later rows see more tokens: take the longest tasks first.
-    const int reverse = total - 1 - task, head = reverse / splits % op.kv_heads, first = reverse % splits * count;
-    attend_block(op, blocks_[reverse / splits / op.kv_heads], head, first, std::min(count, group - first));
+  const int total = static_cast<int>(attending_.size());
+  for (int i = next.fetch_add(1); i < total; i = next.fetch_add(1)) {
+    const Attending& task = attending_[i];
+    attend(op, task);
+    if (task.segment < 0 || joined_[task.joined].fetch_add(1, std::memory_order_acq_rel) + 1 < task.segments) continue;
+    joined_[task.joined].store(0, std::memory_order_relaxed);  // for the next layer, which begins after a meeting
+    join(op, task);
   }
 }
 
-void Executor::attend_block(const Instruction& op, const Block& block, int head, int first, int count) {
+void Executor::attend(const Instruction& op, const Attending& attending) {
+  const Block& block = blocks_[attending.block];
   const float* q[kMaxQueries];
   float* out[kMaxQueries];
   int32_t positions[kMaxQueries];
-  AttentionTask task = {op.layer, head, 0, q, out, positions, nullptr, op.scale, op.window};
+  AttentionTask task = {op.layer, attending.head, 0, q, out, positions, nullptr, op.scale, op.window, attending.segment, nullptr};
   task.pages = step_.tables + static_cast<size_t>(step_.sequences[block.begin]) * step_.table_columns;
+  float* part = partials_.data() + attending.part;
   const int group = op.heads / op.kv_heads;
+  auto flush = [&] {
+    task.parts = part;
+    tier_.attention(kv_, task);
+    part += static_cast<size_t>(task.queries) * (kv_.dim + 2);
+    task.queries = 0;
+  };
   for (int r = block.begin; r < block.end; ++r)
-    for (int h = first; h < first + count; ++h) {
-      const int column = (head * group + h) * op.head_dim;
+    for (int h = 0; h < group; ++h) {
+      const int column = (attending.head * group + h) * op.head_dim;
       q[task.queries] = row(op.in, r) + column;
       out[task.queries] = row(op.out, r) + column;
       positions[task.queries++] = step_.positions[r];
-      if (task.queries == kMaxQueries) {
-        tier_.attention(kv_, task);
-        task.queries = 0;
-      }
+      if (task.queries == kMaxQueries) flush();
     }
-  if (task.queries) tier_.attention(kv_, task);
+  if (task.queries) flush();
+}
+
+// The segments' results of a block's rows for one KV head; `last` is the one that was finished last.
+void Executor::join(const Instruction& op, const Attending& last) {
+  const Block& block = blocks_[last.block];
+  const int group = op.heads / op.kv_heads, size = kv_.dim + 2;
+  const ptrdiff_t stride = static_cast<ptrdiff_t>(block.end - block.begin) * group_ * size;
+  const float* part = partials_.data() + last.part - last.segment * stride;
+  for (int r = block.begin; r < block.end; ++r)
+    for (int h = 0; h < group; ++h, part += size)
+      tier_.join(part, last.segments, stride, kv_.dim, row(op.out, r) + (last.head * group + h) * op.head_dim);
 }
 
 void Executor::copy_page(int source, int target) {
   expect(source >= 0 && source < kv_.pages && target >= 0 && target < kv_.pages, "page out of range");
-  const size_t values = static_cast<size_t>(kv_.heads) * kPage * kv_.dim, bytes = values * kv_.element();
-  const size_t scales = static_cast<size_t>(kv_.heads) * kPage;
-  for (int layer = 0; layer < kv_.layers; ++layer) {
-    const size_t from = kv_.block(layer, source, 0), to = kv_.block(layer, target, 0);
-    std::memcpy(kv_.keys + to * kv_.element(), kv_.keys + from * kv_.element(), bytes);
-    std::memcpy(kv_.values + to * kv_.element(), kv_.values + from * kv_.element(), bytes);
-    if (kv_.type != KVType::int8) continue;
-    const size_t scale_from = kv_.scale_block(layer, source, 0), scale_to = kv_.scale_block(layer, target, 0);
-    std::memcpy(kv_.key_scales + scale_to, kv_.key_scales + scale_from, scales * sizeof(float));
-    std::memcpy(kv_.value_scales + scale_to, kv_.value_scales + scale_from, scales * sizeof(float));
-  }
+  const size_t scales = static_cast<size_t>(kv_.layers) * kv_.heads * kPage * sizeof(float), bytes = scales / sizeof(float) * kv_.dim * kv_.element();
+  auto copy = [&](Memory& memory, size_t size) { std::memcpy(memory.data() + target * size, memory.data() + source * size, size); };
+  copy(keys_, bytes);
+  copy(values_, bytes);
+  if (kv_.type != KVType::int8) return;
+  copy(key_scales_, scales);
+  copy(value_scales_, scales);
 }
 
 }  // namespace freehold

@@ -69,6 +69,9 @@ class Executor {
 
  private:
   struct Block { int begin, end; };  // rows of one sequence that attend together
+  // Attention of a block's rows for one KV head: to the whole context (segment -1), or to one of its segments, whose results
+  // go to `partials_` from `part` on. Whoever finishes the last segment joins them; `joined` counts them.
+  struct Attending { int block, head, segment, segments; size_t part, joined; };
   // How an instruction is done. Few rows (fewer than kSharedRows): row-wise operations that can be are done by every member
   // on copies of its own, and quantizing with them, so that nobody waits. Many: each member has its own rows.
   enum class Work { copies, rows, quantize, linear, heads, store, attend };
@@ -81,6 +84,7 @@ class Executor {
   Quantized quantized_rows(int rows, int member);
   void check(const StepView& step) const;
   void prepare(const StepView& step);
+  void prepare_attention();
   std::vector<Stage> plan(bool few_tokens, bool few_outputs) const;
   size_t head_stage(size_t first) const;
   void touch(const Stage& stage, bool few_tokens, bool few_outputs, std::vector<Touch>& touches) const;
@@ -94,7 +98,8 @@ class Executor {
   void linear_part(const Instruction& op, const Matrix& m, int column, std::atomic<int>& next, int member);
   void store_kv(const Instruction& op, int row, int first, int count);
   void attend(const Instruction& op);
-  void attend_block(const Instruction& op, const Block& block, int head, int first, int count);
+  void attend(const Instruction& op, const Attending& task);
+  void join(const Instruction& op, const Attending& task);
   void row_wise(const Instruction& op, int row, int member);
   void rmsnorm(const Instruction& op, const float* x, float* out, int member);
   float* row(int buffer, int row, int member = 0) {
@@ -118,6 +123,10 @@ class Executor {
   const std::vector<Stage>* plan_ = nullptr;
   StepView step_{};
   std::vector<Block> blocks_;
+  int group_ = 1;                       // most query heads of a KV head
+  std::vector<Attending> attending_;    // the longest first
+  std::vector<float> partials_;
+  std::vector<std::atomic<int>> joined_;
   std::vector<std::atomic<int>> next_;  // work counters of the instructions
   bool timing_ = false;
   std::vector<double> seconds_;         // by instruction, when timing

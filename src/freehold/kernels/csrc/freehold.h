@@ -53,8 +53,9 @@ struct Output {
   bool accumulate;       // add to what is there
 };
 
-// KV cache. keys [layer, page, head, dim, 64], values [layer, page, head, 64, dim], both of `type`;
-// int8 has float32 scales [layer, page, head, 64] for each.
+// KV cache. keys [page, layer, head, dim, 64], values [page, layer, head, 64, dim], both of `type`: what a page of tokens
+// takes lies together. int8 keeps four values that are multiplied together side by side, in the operand order of VPDPBUSD: keys
+// [.., dim/4, 64, 4], values [.., 64/4, dim, 4]; it has float32 scales [page, layer, head, 64] for each.
 struct KVCache {
   KVType type;
   int layers, pages, heads, dim;
@@ -64,14 +65,15 @@ struct KVCache {
   float* value_scales;
   size_t element() const { return type == KVType::int8 ? 1 : type == KVType::f16 ? 2 : 4; }
   size_t block(int layer, int page, int head) const {  // in elements
-    return ((static_cast<size_t>(layer) * pages + page) * heads + head) * kPage * dim;
+    return ((static_cast<size_t>(page) * layers + layer) * heads + head) * kPage * dim;
   }
   size_t scale_block(int layer, int page, int head) const {
-    return ((static_cast<size_t>(layer) * pages + page) * heads + head) * kPage;
+    return ((static_cast<size_t>(page) * layers + layer) * heads + head) * kPage;
   }
 };
 
 constexpr int kMaxQueries = 64;
+constexpr int kSegment = 8;  // pages: contexts are attended to in segments, whose results are joined in order
 
 // Queries of one sequence against one KV head.
 struct AttentionTask {
@@ -83,6 +85,8 @@ struct AttentionTask {
   const int32_t* pages;    // page numbers of the sequence
   float scale;
   int window;              // a query sees so many tokens, itself included; 0 = all before it
+  int segment;             // the one to attend to, its results going to `parts`; -1 = all of them, joined into `out`
+  float* parts;            // [queries, dim + 2] for `join`, or null
 };
 
 // What one ISA tier offers. Every function works on the given rows only and treats each row by the same operations
@@ -99,6 +103,8 @@ struct Tier {
   void (*silu_mul)(const float* x, int half, float* out);
   void (*gelu_mul)(const float* x, int half, float* out);  // GELU by tanh
   void (*attention)(const KVCache&, const AttentionTask&);
+  // Parts of one query, one for each segment of its context, `stride` floats apart, into its output [dim].
+  void (*join)(const float* parts, int segments, ptrdiff_t stride, int dim, float* out);
 };
 
 // Scratch for one thread in linear_quantized: two panels expanded to bytes, and 32 x 32 int32 sums for AMX.

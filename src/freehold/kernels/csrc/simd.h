@@ -43,6 +43,25 @@ inline vf fma(vf a, vf b, vf c) {
 #endif
 }
 
+// Lanes joined by halves: lane i with lane i + W/2, and so on. The same order on every tier of one width.
+#if defined(__AVX2__)
+template <__m128 (*Join)(__m128, __m128)>
+inline float halves(vf v) {
+#if defined(__AVX512F__)
+  const __m256 wide_low = _mm512_castps512_ps256((__m512)v), wide_high = _mm512_extractf32x8_ps((__m512)v, 1);
+  __m128 x = Join(Join(_mm256_castps256_ps128(wide_low), _mm256_castps256_ps128(wide_high)),
+                  Join(_mm256_extractf128_ps(wide_low, 1), _mm256_extractf128_ps(wide_high, 1)));
+#else
+  __m128 x = Join(_mm256_castps256_ps128((__m256)v), _mm256_extractf128_ps((__m256)v, 1));
+#endif
+  x = Join(x, _mm_movehl_ps(x, x));
+  return _mm_cvtss_f32(Join(x, _mm_shuffle_ps(x, x, 1)));
+}
+inline __m128 add4(__m128 a, __m128 b) { return _mm_add_ps(a, b); }
+inline __m128 max4(__m128 a, __m128 b) { return _mm_max_ps(a, b); }
+inline float sum(vf v) { return halves<add4>(v); }
+inline float maximum(vf v) { return halves<max4>(v); }
+#else
 inline float sum(vf v) {
   float s[W];
   store(s, v);
@@ -51,12 +70,11 @@ inline float sum(vf v) {
   return s[0];
 }
 inline float maximum(vf v) {
-  float s[W], m;
-  store(s, v);
-  m = s[0];
-  for (int i = 1; i < W; ++i) m = s[i] > m ? s[i] : m;
+  float m = v[0];
+  for (int i = 1; i < W; ++i) m = v[i] > m ? v[i] : m;
   return m;
 }
+#endif
 
 inline vf load_bf16(const uint16_t* p) {
 #if defined(__AVX512F__)
@@ -113,6 +131,20 @@ inline vf exp(vf x) {
   const vi power = (as_int(shifted) - as_int(splat(kMagic)) + 127) << 23;
   const vf result = y * as_float(power);
   return x < -87.0f ? vf{} : result;
+}
+
+// 2^x for x <= 0, relative error below 3e-7: minimax polynomial on [-1/2, 1/2]. What lies below -126 counts as -126.
+inline vf exp2(vf x) {
+  const vf limited = vmax(x, splat(-126.0f));
+  const vf shifted = limited + kMagic;
+  const vf r = limited - (shifted - kMagic);
+  vf y = splat(1.3264727219e-3f);
+  y = fma(y, r, splat(9.6715128124e-3f));
+  y = fma(y, r, splat(5.5507337448e-2f));
+  y = fma(y, r, splat(2.4022242083e-1f));
+  y = fma(y, r, splat(6.9314697760e-1f));
+  y = fma(y, r, splat(1.0f));
+  return as_float(as_int(y) + (as_int(shifted) << 23));  // the shift leaves the whole part in the exponent's place
 }
 
 }  // namespace

@@ -4,6 +4,7 @@
 #include "simd.h"
 #include "floats.inl"
 #include "quantized.inl"
+#include "attention.inl"
 
 namespace {
 
@@ -139,9 +140,9 @@ void linear_tiles(const freehold::Matrix& m, const freehold::Activations& a, int
 }  // namespace
 
 #if defined(FREEHOLD_AMX_EMULATED)
-const freehold::Tier freehold::kAmxEmulated = {"amx-emulated", quantize, linear_tiles, linear_float, rmsnorm, rope, silu_mul, gelu_mul, attention};
+const freehold::Tier freehold::kAmxEmulated = {"amx-emulated", quantize, linear_tiles, linear_float, rmsnorm, rope, silu_mul, gelu_mul, attention, join};
 #else
-const freehold::Tier freehold::kAmx = {"amx", quantize, linear_tiles, linear_float, rmsnorm, rope, silu_mul, gelu_mul, attention};
+const freehold::Tier freehold::kAmx = {"amx", quantize, linear_tiles, linear_float, rmsnorm, rope, silu_mul, gelu_mul, attention, join};
 #endif
 
 #if !defined(FREEHOLD_AMX_EMULATED)

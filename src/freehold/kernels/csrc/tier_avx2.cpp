@@ -3,8 +3,9 @@
 #include "simd.h"
 #include "floats.inl"
 #include "quantized.inl"
+#include "attention.inl"
 
-const freehold::Tier freehold::kAvx2 = {"avx2", quantize, linear_quantized, linear_float, rmsnorm, rope, silu_mul, gelu_mul, attention};
+const freehold::Tier freehold::kAvx2 = {"avx2", quantize, linear_quantized, linear_float, rmsnorm, rope, silu_mul, gelu_mul, attention, join};
 #include "peak.inl"
 
 namespace freehold {
