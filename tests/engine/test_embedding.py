@@ -60,7 +60,8 @@ def embed(running: Engine, prompt: list[int], pooling: str) -> list[float]:
 def test_an_embedding_is_the_pooled_final_state(tier: str, pooling: str, length: int) -> None:
     prompt = np.random.default_rng(length).integers(0, tiny.VOCABULARY, length).tolist()
     found = embed(engine(tier=tier), prompt, pooling)
-    np.testing.assert_allclose(found, truth(prompt, pooling), atol=2e-3)
+    # Where something is rounded to int8, float noise may flip a rounding; a few of them move a component by this much.
+    np.testing.assert_allclose(found, truth(prompt, pooling), atol=6e-3)
     assert np.linalg.norm(found) == pytest.approx(1, abs=1e-6)
 
 

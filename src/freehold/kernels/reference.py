@@ -102,6 +102,7 @@ class ReferenceExecutor:
         shape = (program.layers, pages * PAGE, program.kv_heads, program.head_dim)
         self._keys = np.zeros(shape, _f)
         self._values = np.zeros(shape, _f)
+        self._value_scales = np.zeros(shape[:3], _f)  # as int8 has them
         self.buffers: dict[str, F32] = {}
         self._run: dict[str, Callable[[Op, Step], None]] = {
             "embed": self._embed,
@@ -132,7 +133,7 @@ class ReferenceExecutor:
 
     def copy_page(self, source: int, target: int) -> None:
         """Copy one KV page, in all layers, onto another."""
-        for cache in (self._keys, self._values):
+        for cache in (self._keys, self._values, self._value_scales):
             cache[:, target * PAGE : target * PAGE + PAGE] = cache[:, source * PAGE : source * PAGE + PAGE]
 
     def _matrix(self, name: str) -> Matrix:
@@ -196,6 +197,9 @@ class ReferenceExecutor:
         slots = step.tables[step.sequences, step.positions // PAGE] * PAGE + step.positions % PAGE
         self._keys[layer, slots] = store_kv(k, self.kv_dtype)
         self._values[layer, slots] = store_kv(v, self.kv_dtype)
+        self._value_scales[layer, slots] = quantize_rows(v.reshape(-1, dim), dim)[1].reshape(rows, kv_heads)
+        if self.kv_dtype == "int8":
+            q = round_queries(q)
         out = self.buffers[op.out].reshape(rows, heads, dim)
         for row in range(rows):
             length = int(step.positions[row]) + 1
@@ -206,7 +210,11 @@ class ReferenceExecutor:
             values = np.repeat(self._values[layer, seen], heads // kv_heads, axis=1)
             scores = np.einsum("hd,thd->ht", q[row], keys) * _f(op.attrs["scale"])
             weights = np.exp(scores - scores.max(axis=1, keepdims=True))
-            out[row] = np.einsum("ht,thd->hd", weights / weights.sum(axis=1, keepdims=True), values)
+            total = weights.sum(axis=1, keepdims=True)
+            if self.kv_dtype == "int8":
+                scales = np.repeat(self._value_scales[layer, seen], heads // kv_heads, axis=1).T
+                weights = int8_weights(weights, scales, first)
+            out[row] = np.einsum("ht,thd->hd", weights / total, values)
 
     def _silu_mul(self, op: Op, step: Step) -> None:
         x = self.buffers[op.inputs[0]]
@@ -250,6 +258,31 @@ def store_kv(x: F32, dtype: str) -> F32:
     rows, heads, dim = x.shape
     q, scale = quantize_rows(x.reshape(rows * heads, dim), dim)
     out: F32 = (q.astype(_f) * scale).reshape(x.shape)
+    return out
+
+
+def round_queries(q: F32) -> F32:
+    """Queries [T, H, D] as attention takes them where the cache is int8: each head in steps of its absmax / 32512."""
+    unit = np.abs(q).max(axis=2, keepdims=True) / _f(32512)
+    unit = np.where(unit >= np.finfo(_f).tiny, unit, _f(0)).astype(_f)
+    inverse = np.divide(_f(1), unit, out=np.zeros_like(unit), where=unit > 0)
+    out: F32 = np.rint(q * inverse) * unit
+    return out
+
+
+def int8_weights(weights: F32, scales: F32, first: int) -> F32:
+    """Softmax weights [H, T] as they multiply values in an int8 cache, whose scales are [H, T].
+
+    In each page, weight times scale becomes a whole number of 65280ths of the page's largest weight times its largest
+    scale, of the tokens seen. The first token is at position `first`.
+    """
+    out = np.zeros_like(weights)
+    ends = [*range((first // PAGE + 1) * PAGE - first, weights.shape[1], PAGE), weights.shape[1]]
+    for begin, end in zip([0, *ends], ends, strict=False):
+        w, s = weights[:, begin:end], scales[:, begin:end]
+        unit = w.max(axis=1, keepdims=True) * s.max(axis=1, keepdims=True) / _f(65280)
+        codes = np.rint(np.divide(w * s, unit, out=np.zeros_like(w), where=unit > 0))
+        out[:, begin:end] = np.divide(codes * unit, s, out=np.zeros_like(w), where=s > 0)
     return out
 
 

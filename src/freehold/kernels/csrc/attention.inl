@@ -6,8 +6,9 @@
 // of its segments are joined in order, by whoever computed them. Exponentials have base 2. Queries share the reading of a
 // page and nothing else: each is computed as if it were alone.
 //
-// int8 with VNNI: a query becomes 16-bit integers, probabilities times their values' scales 16-bit fractions of the most
-// they could be in the page. Both are multiplied as two planes of bytes, so that nothing is lost beside the cache's own int8.
+// With an int8 cache a query becomes 16-bit integers, and probabilities times their values' scales 16-bit fractions of the
+// most they could be in the page; see reference.int8_weights. VNNI multiplies both as two planes of bytes with keys and
+// values as they are; other tiers multiply the same integers as floats.
 
 namespace {
 
@@ -63,7 +64,9 @@ inline void fetch_next(const T* at, ptrdiff_t next, int count) {
 struct Queries {
   const float* q[freehold::kMaxQueries];
   float scale[freehold::kMaxQueries];  // from a dot product to an exponent of 2
-#if defined(__AVX512F__)
+#if !defined(__AVX512F__)
+  alignas(64) float codes[freehold::kMaxQueries * freehold::kMaxHeadDim];
+#else
   alignas(64) int8_t high[freehold::kMaxQueries * freehold::kMaxHeadDim];  // planes of the codes: 256 * high + low
   alignas(64) int8_t low[freehold::kMaxQueries * freehold::kMaxHeadDim];
   int32_t start_high[freehold::kMaxQueries], start_low[freehold::kMaxQueries];  // -128 times their sums: keys are taken as key + 128
@@ -233,20 +236,24 @@ void page_values(const Page<int8_t>& page, int dim, int d, const Met<N>& met, Pr
     }
 }
 
-inline void store_planes(vf code, uint8_t* high, uint8_t* low) {
-  const __m512i bits = (__m512i)(as_int(code + kMagic));  // 16 low bits: the integer
-  _mm_storeu_si128((__m128i*)low, _mm512_cvtepi32_epi8(bits));
-  _mm_storeu_si128((__m128i*)high, _mm512_cvtepi32_epi8(_mm512_srli_epi32(bits, 8)));
-}
 #endif
 
-// Weights are integers when this tier multiplies pages of T as such.
 template <class T>
-constexpr bool kCoded = false;
-#if defined(__AVX512F__)
+constexpr bool kCoded = false;  // whether queries and weights are rounded to integers
 template <>
 constexpr bool kCoded<int8_t> = true;
+
+// W weights that are codes but for rounding.
+template <int N>
+inline void store_codes(vf weights, Met<N>& met, int i, int t) {
+#if defined(__AVX512F__)
+  const __m512i bits = (__m512i)(as_int(weights + kMagic));  // the integer, in the 16 low bits
+  _mm_storeu_si128((__m128i*)(met.low[i] + t), _mm512_cvtepi32_epi8(bits));
+  _mm_storeu_si128((__m128i*)(met.high[i] + t), _mm512_cvtepi32_epi8(_mm512_srli_epi32(bits, 8)));
+#else
+  store(met.weights[i] + t, weights + kMagic - kMagic);
 #endif
+}
 
 // A page's value scales as codes count them, for those who see all of it.
 struct Scales {
@@ -291,15 +298,10 @@ float page_softmax(const Page<T>& page, const Scales& shared, float scale, int b
   for (int t = 0; t < freehold::kPage; t += W) {
     const vf p = exp2(load(row + t) - high);
     total = total + p;
-#if defined(__AVX512F__)
-    if (kCoded<T>) {
-      store_planes(p * load(scales->code + t), met.high[i] + t, met.low[i] + t);
-      continue;
-    }
-#endif
-    vf weight = page.value_scales ? p * load(page.value_scales + t) : p;
-    if (MASKED) weight = seen(t, begin, end, weight, vf{});
-    store(row + t, weight);
+    if (kCoded<T>)
+      store_codes(p * load(scales->code + t), met, i, t);
+    else
+      store(row + t, MASKED ? seen(t, begin, end, p, vf{}) : p);
   }
   sum_of = sum(total);
   return high;
@@ -368,17 +370,18 @@ void attend_page(const Page<T>& page, int number, int dim, const freehold::Atten
 }
 
 template <class T>
-void prepare(const freehold::AttentionTask& task, [[maybe_unused]] int dim, Queries& queries) {
+void prepare(const freehold::AttentionTask& task, int dim, Queries& queries) {
   for (int i = 0; i < task.queries; ++i) {
     queries.q[i] = task.q[i];
     queries.scale[i] = task.scale * kLog2E;
-#if defined(__AVX512F__)
     if (!kCoded<T>) continue;
     vf most = {};
     for (int d = 0; d < dim; d += W) most = vmax(most, vabs(load(task.q[i] + d)));
     float unit = maximum(most) / kQueryTop;
     if (!(unit >= 1.17549435e-38f)) unit = 0;  // as in `quantize`
     const float inverse = unit > 0 ? 1.0f / unit : 0.0f;
+    queries.scale[i] *= unit;
+#if defined(__AVX512F__)
     vi sum_high = {}, sum_low = {};
     for (int d = 0; d < dim; d += W) {
       const vi code = as_int(load(task.q[i] + d) * inverse + kMagic) - as_int(splat(kMagic));
@@ -390,7 +393,9 @@ void prepare(const freehold::AttentionTask& task, [[maybe_unused]] int dim, Quer
     }
     queries.start_high[i] = -128 * total(sum_high);
     queries.start_low[i] = -128 * total(sum_low);
-    queries.scale[i] *= unit;
+#else
+    queries.q[i] = queries.codes + i * dim;
+    for (int d = 0; d < dim; d += W) store(queries.codes + i * dim + d, load(task.q[i] + d) * inverse + kMagic - kMagic);
 #endif
   }
 }

@@ -73,7 +73,7 @@ struct KVCache {
 };
 
 constexpr int kMaxQueries = 64;
-constexpr int kSegment = 8;  // pages: contexts are attended to in segments, whose results are joined in order
+constexpr int kSegment = 16; // pages: contexts are attended to in segments, whose results are joined in order
 
 // Queries of one sequence against one KV head.
 struct AttentionTask {
