@@ -146,7 +146,9 @@ def limit_of(request: GenerateRequest, context: int) -> int:
     )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(
+    slots=True
+)  # not frozen: one is made for each token, and setting fields one by one past the lock takes longer
 class TokenOutput:
     """One token of one request, or its end.
 

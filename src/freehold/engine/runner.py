@@ -262,7 +262,9 @@ class Engine:
         try:
             logits = self.executor.run(step_of(chunks))
             sampled = sample(logits, [sequence.sampler for sequence in sampling])
-            self._pool(chunks)
+            pooling = [chunk for chunk in chunks if chunk.sequence.pool is not None]
+            if pooling:
+                self._pool(chunks)
         except Exception as error:
             error.add_note(f"in a step of {len(chunks)} sequences")
             failed = [self._fail(chunk.sequence, error) for chunk in chunks]
@@ -271,7 +273,7 @@ class Engine:
         for chunk in chunks:
             self._scheduler.note_computed(chunk)
         tokens = [self._deliver(sequence, choice) for sequence, choice in zip(sampling, sampled, strict=True)]
-        return refused + tokens + self._embeddings(chunks)
+        return refused + tokens + self._embeddings(pooling)
 
     def _find(self, request_id: str) -> Sequence | None:
         pending = next((sequence for sequence, _ in self._compiling if sequence.id == request_id), None)
@@ -301,7 +303,7 @@ class Engine:
 
     def _pool(self, chunks: list[Chunk]) -> None:
         """Hand the rows of this step to the sequences that gather them."""
-        if self._norm is None or all(chunk.sequence.pool is None for chunk in chunks):
+        if self._norm is None:
             return
         hidden = self.executor.buffer(HIDDEN, sum(chunk.count for chunk in chunks))
         end = 0

@@ -6,6 +6,7 @@ requests beside it. Order: penalties, logit_bias, top-k, temperature, min-p, top
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -43,6 +44,10 @@ class SamplerState:
 
     def __init__(self, sampling: Sampling, prompt: Sequence[int], replayed: int = 0) -> None:
         self.sampling = sampling
+        self.penalized = sampling.penalized
+        self.plain = (
+            sampling.greedy and not sampling.penalized and not sampling.logit_bias
+        )  # the largest logit, as it is
         self.constraint: Constraint | None = None
         self._seen: dict[int, int] = {}  # token -> times in the output; 0 for those of the prompt alone
         # no seed: entropy from the system; seeds may be negative in the API, generators take none
@@ -52,25 +57,25 @@ class SamplerState:
             bits = self.generator.bit_generator
             assert isinstance(bits, np.random.PCG64)  # noqa: S101  (one output of 64 bits for each number drawn)
             bits.advance(replayed)
-        if sampling.penalized:
+        if self.penalized:
             self._seen = dict.fromkeys(prompt[: len(prompt) - replayed], 0)
             for token in prompt[len(prompt) - replayed :]:
                 self._count(token)
 
     def note(self, token: int) -> None:
         """A token of the output."""
-        self._count(token)
+        if self.penalized:
+            self._count(token)
         if self.constraint is not None:
             self.constraint.take(token)
 
     def _count(self, token: int) -> None:
-        if self.sampling.penalized:
-            self._seen[token] = self._seen.get(token, 0) + 1
+        self._seen[token] = self._seen.get(token, 0) + 1
 
     def adjust(self, logits: F32) -> None:
         """Penalties and bias, in place, on the logits [V] of the next token."""
         sampling = self.sampling
-        if self._seen and sampling.penalized:
+        if self._seen and self.penalized:
             ids = np.fromiter(self._seen, np.int64, len(self._seen))
             counts = np.fromiter(self._seen.values(), np.float32, len(self._seen))
             values = logits[ids]
@@ -84,7 +89,9 @@ class SamplerState:
             logits[ids] += np.fromiter(sampling.logit_bias.values(), np.float32, len(sampling.logit_bias))
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(
+    slots=True
+)  # not frozen: one is made for each token, and setting fields one by one past the lock takes longer
 class Sampled:
     """A chosen token; None when there can be none, for the `reason` given."""
 
@@ -99,47 +106,41 @@ def sample(logits: F32, states: Sequence[SamplerState]) -> list[Sampled]:
 
     Rows whose largest value is not finite, and grammars that can't go on, give Sampled(None).
     """
-    best = logits.argmax(axis=1)  # NaN counts as largest, so this finds it too
-    peak = logits[np.arange(len(states)), best]
     out: list[Sampled] = []
-    for row, state in enumerate(states):
-        if not np.isfinite(peak[row]):
+    for row, state in zip(logits, states, strict=True):
+        best = int(row.argmax())  # NaN counts as largest, so this finds it too
+        if not math.isfinite(row[best]):
             out.append(Sampled(None, reason=NOT_FINITE))
             continue
         try:
-            token = _pick(logits[row], state, int(best[row]))
+            token = _pick(row, state, best)
         except GrammarStuck as error:
             out.append(Sampled(None, reason=str(error)))
             continue
         if state.sampling.logprobs is None:
             out.append(Sampled(token))
         else:
-            out.append(_with_logprobs(token, logits[row], state.sampling.logprobs))
+            out.append(_with_logprobs(token, row, state.sampling.logprobs))
     return out
 
 
 def _pick(logits: F32, state: SamplerState, best: int) -> int:
     """The token of one row; a grammar's mask comes before everything else."""
-    plain = _plain(state.sampling)
     if state.constraint is None:
-        return best if plain else _choose(logits, state)
+        return best if state.plain else _choose(logits, state)
     bits = state.constraint.allowed()
-    if plain and bits[best >> 3] >> (best & 7) & 1:
+    if state.plain and bits[best >> 3] >> (best & 7) & 1:
         return best
     allowed = np.flatnonzero(np.unpackbits(bits, bitorder="little", count=len(logits)))
-    if plain:
+    if state.plain:
         return int(allowed[logits[allowed].argmax()])
     masked = np.full_like(logits, -np.inf)
     masked[allowed] = logits[allowed]
     return _choose(masked, state)
 
 
-def _plain(sampling: Sampling) -> bool:
-    return sampling.greedy and not sampling.penalized and not sampling.logit_bias
-
-
 def _choose(logits: F32, state: SamplerState) -> int:
-    if state.sampling.penalized or state.sampling.logit_bias:
+    if state.penalized or state.sampling.logit_bias:
         logits = logits.copy()
         state.adjust(logits)
     if state.generator is None:

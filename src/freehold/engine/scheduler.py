@@ -12,7 +12,6 @@ This module knows no model, tensors or sampling.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -210,24 +209,22 @@ class Scheduler:
 
 
 def step_of(chunks: list[Chunk]) -> Step:
-    """Chunks as the arrays an executor takes; logits are asked for the last row of each chunk that samples."""
-    counts = np.array([chunk.count for chunk in chunks], np.int32)
-    tables = np.zeros((len(chunks), max(len(chunk.sequence.pages) for chunk in chunks)), np.int32)
+    """Chunks as the arrays an executor takes; logits are asked for the last row of each chunk that samples.
+
+    Lists become arrays at the end: between two steps each call into NumPy finds its code out of the caches.
+    """
+    tokens: list[int] = []
+    positions: list[int] = []
+    sequences: list[int] = []
+    outputs: list[int] = []
+    width = max(len(chunk.sequence.pages) for chunk in chunks)
+    tables: list[list[int]] = []
     for row, chunk in enumerate(chunks):
-        tables[row, : len(chunk.sequence.pages)] = chunk.sequence.pages
-    ends = np.cumsum(counts, dtype=np.int32) - 1
-    return Step(
-        tokens=np.fromiter(_tokens(chunks), np.int32, int(counts.sum())),
-        positions=np.concatenate(
-            [np.arange(c.sequence.computed, c.sequence.computed + c.count) for c in chunks]
-        ).astype(np.int32),
-        sequences=np.repeat(np.arange(len(chunks), dtype=np.int32), counts),
-        tables=tables,
-        outputs=ends[np.array([chunk.samples for chunk in chunks], bool)].astype(np.int32),
-    )
-
-
-def _tokens(chunks: list[Chunk]) -> Iterator[int]:
-    for chunk in chunks:
-        begin = chunk.sequence.computed
-        yield from chunk.sequence.tokens[begin : begin + chunk.count]
+        sequence, begin, end = chunk.sequence, chunk.sequence.computed, chunk.sequence.computed + chunk.count
+        tokens += sequence.tokens[begin:end]
+        positions += range(begin, end)
+        sequences += [row] * chunk.count
+        tables.append(sequence.pages + [0] * (width - len(sequence.pages)))
+        if chunk.samples:
+            outputs.append(len(tokens) - 1)
+    return Step(*(np.array(values, np.int32) for values in (tokens, positions, sequences, tables, outputs)))
