@@ -36,6 +36,7 @@ def test_the_report_is_json_and_its_fractions_are_speed_over_limit(tmp_path: Pat
     for figure in report["prefill"]:
         assert figure["tokens_per_second"] > 0
         assert figure["fraction_of_limit"] == figure["tokens_per_second"] / limits["prefill_tokens_per_second"]
+        assert 0 < figure["attention_share"] < 1
     assert [row["depth"] for row in report["decode"]] == [0, 200]
     for figure in report["decode"]:
         read = limits["step_bytes"] + (figure["depth"] + 8) * limits["kv_token_bytes"]
@@ -43,6 +44,7 @@ def test_the_report_is_json_and_its_fractions_are_speed_over_limit(tmp_path: Pat
         assert figure["fraction_of_limit"] == pytest.approx(expected)
         assert sorted(figure["repetitions"])[1] == figure["tokens_per_second"]
         assert 0 < figure["share_outside_kernels"] < 1
+        assert 0 < figure["attention_share"] < 1
     assert [row["streams"] for row in report["streams"]] == [1, 4]
     for row in report["streams"]:
         assert row["fraction_of_limit"] > 0

@@ -80,10 +80,13 @@ def _rows(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         yield (
             f"prefill {got['tokens']}",
             f"{got['tokens_per_second']:,.1f} tok/s",
-            f"{got['fraction_of_limit']:.0%} of int8",
+            f"{got['fraction_of_limit']:.0%} of int8, attention {got['attention_share']:.0%} of the time",
         )
     for got in report.get("decode", []):
-        held = f"{got['fraction_of_limit']:.0%} of read, {got['share_outside_kernels']:.1%} outside of the kernels"
+        held = (
+            f"{got['fraction_of_limit']:.0%} of read, {got['share_outside_kernels']:.1%} outside of the kernels, "
+            f"attention {got['attention_share']:.0%} of theirs"
+        )
         yield f"decode at {got['depth']}", f"{got['tokens_per_second']:,.1f} tok/s", held
     for run in report.get("streams", []):
         felt = ", ".join(

@@ -156,31 +156,50 @@ class _Run:
     def prefill(self, tokens: int) -> dict[str, Any]:
         """Tokens per second, from the request to its first token; the first run only warms up."""
         rates: list[float] = []
+        self._attention_share()
         for _ in _repeats(REPEATS + 1):
             begin = time.perf_counter()
             self._drain([_request(self._engine, 0, tokens, 1)])
             rates.append(tokens / (time.perf_counter() - begin))
         limit = self._machine.int8_operations_per_second / self._row_operations
-        return {"tokens": tokens} | _rate(rates[1:] or rates, limit)
+        return {"tokens": tokens, "attention_share": self._attention_share()} | _rate(rates[1:] or rates, limit)
 
     def decode(self, tokens: int, depth: int) -> dict[str, Any]:
         """Tokens per second after the first token, one stream; and the share of that time outside of the kernels."""
         clock = _Clock(self._engine)
         rates: list[float] = []
         shares: list[float] = []
+        attention: list[float] = []
+
+        def begin() -> None:
+            clock.begin()
+            self._attention_share()
+
         for _ in _repeats(REPEATS):
             self._engine.add(_request(self._engine, 0, depth + 1, tokens + 1))
             if depth > self._chunk >= PAGE:
                 self._engine.step()
                 self._engine.pretend("0", depth)
-            times = self._drain([], lambda: clock.begin())["0"]
+            times = self._drain([], begin)["0"]
             seconds = times[-1] - times[0]
             rates.append((len(times) - 1) / seconds)
             shares.append(1 - clock.inside / seconds)
+            attention.append(self._attention_share())
         clock.stop()
         read = self._step_bytes + (depth + tokens / 2) * self._page_bytes / PAGE
-        figure = {"tokens": tokens, "depth": depth, "share_outside_kernels": statistics.median(shares)}
+        figure = {
+            "tokens": tokens,
+            "depth": depth,
+            "share_outside_kernels": statistics.median(shares),
+            "attention_share": statistics.median(attention),
+        }
         return figure | _rate(rates, self._machine.read_bytes_per_second / read)
+
+    def _attention_share(self) -> float:
+        """The part of the kernels' time since the last call that attention took; 0 if the executor keeps no time."""
+        profile = getattr(self._engine.executor, "profile", None)
+        times = profile() if profile else {}
+        return times["attention"] / total if (total := sum(times.values())) else 0.0
 
     def streams(self, count: int) -> dict[str, Any]:
         """All requests at once: output tokens per second over the whole run, and what each request felt."""
