@@ -48,10 +48,10 @@ MOST_GAP = 0.25
 
 
 class Served:
-    """`freehold serve` in a process of its own."""
+    """`freehold serve` in a process of its own; `said` is its log, once it has ended."""
 
     def __init__(self, process: subprocess.Popen[str], url: str, model: str) -> None:
-        self.process, self.url, self.model = process, url, model
+        self.process, self.url, self.model, self.said = process, url, model, ""
         self.client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=300)
 
     def ask(self, text: str, tokens: int, **given: Any) -> dict[str, Any]:
@@ -125,7 +125,7 @@ async def served(model: str, upstream: str | None, *flags: str) -> AsyncGenerato
         finally:
             process.terminate()
             await asyncio.to_thread(process.wait, 60)
-        await draining
+        found.said = await draining
 
 
 async def together(server: Served, tokens: int) -> dict[str, Any]:

@@ -41,6 +41,8 @@ WAIT = 180.0
 SETTLE = 30.0
 """Seconds in which the engine must be rid of what clients left."""
 MAX_GROWTH = 0.01
+LOG_LINES = 40
+"""Of the server's log, shown when something was lost."""
 WORDS = ("the", "river", "carries", "old", "stones", "past", "quiet", "houses", "while", "seven", "birds", "argue", "about",
          "bread", "and", "weather")  # fmt: skip
 QUESTIONS = ("Name a river.", "What is tea?", "Count to five.", "What do bees make?")
@@ -265,7 +267,8 @@ async def run(given: argparse.Namespace) -> dict[str, Any]:
         await asyncio.wait([watch])
         seconds, held = time.monotonic() - began, await _settled(http, server)
         preemptions, restarts = await metric(http, server, "num_preemptions_total", "engine_restarts_total")
-    return report(tally, seconds, held) | {"preemptions": int(preemptions), "restarts": int(restarts)}
+    log = server.said.splitlines()[-LOG_LINES:] if restarts or tally.lost else []
+    return report(tally, seconds, held) | {"preemptions": int(preemptions), "restarts": int(restarts), "log": log}
 
 
 def growth(samples: list[tuple[float, int]]) -> float:
@@ -334,7 +337,8 @@ def main() -> int:
     if given.json:
         print(json.dumps(found | {"problems": problems}, indent=2))
     else:
-        print("\n".join(f"{name:26}{value}" for name, value in found.items()))
+        print("\n".join(f"{name:26}{value}" for name, value in found.items() if name != "log"))
+        print("\n".join(found["log"]), file=sys.stderr)
         print("\n".join(problems) or "nothing lost, nothing stuck, nothing leaked")
     return int(given.check and bool(problems))
 
