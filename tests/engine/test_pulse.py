@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import signal
+import subprocess
+import sys
 
 import pytest
 
-from freehold.engine.pulse import Pulse, cpu_seconds
+from freehold.engine.pulse import Pulse, cpu_seconds, runnable
 from freehold.settings import EngineSettings
 
 
@@ -17,12 +20,16 @@ class Machine:
         self.now = 100.0
         self.used: float | None = 7.0
         self.busy = True
+        self.starved = False
 
     def clock(self) -> float:
         return self.now
 
     def cpu(self, pid: int) -> float | None:
         return self.used
+
+    def waits(self, pid: int) -> bool:
+        return self.busy or self.starved
 
     def passes(self, seconds: float) -> None:
         self.now += seconds
@@ -32,7 +39,7 @@ class Machine:
 
 def pulse(machine: Machine, *, step: float = 60.0, stall: float = 5.0) -> Pulse:
     settings = EngineSettings(step_seconds=step, stall_seconds=stall)
-    return Pulse(1, settings, machine.clock, machine.cpu)
+    return Pulse(1, settings, machine.clock, machine.cpu, machine.waits)
 
 
 def beats(found: Pulse, machine: Machine, most: int = 200) -> tuple[int, str | None]:
@@ -49,6 +56,12 @@ def test_one_that_stands_still_is_known_after_seconds() -> None:
     machine = Machine()
     machine.busy = False
     assert beats(pulse(machine), machine) == (5, "it stood still for 5 s")
+
+
+def test_one_that_waits_for_a_processor_does_not_stand_still() -> None:
+    machine = Machine()
+    machine.busy, machine.starved = False, True
+    assert beats(pulse(machine), machine) == (60, "it answered nothing for 60 s")
 
 
 def test_one_that_computes_has_as_long_as_the_longest_step() -> None:
@@ -107,3 +120,19 @@ def test_the_cpu_time_of_a_process_is_that_of_the_kernel() -> None:
     before, times = cpu_seconds(os.getpid()), os.times()
     assert before is not None and before == pytest.approx(times.user + times.system, abs=0.5)
     assert cpu_seconds(2**22 + 1) is None  # beyond the largest pid
+
+
+def test_a_process_is_runnable_unless_it_sleeps_or_was_stopped() -> None:
+    assert runnable(os.getpid())
+    assert not runnable(2**22 + 1)
+    words = "print(flush=True)\nwhile True: pass"
+    with subprocess.Popen([sys.executable, "-c", words], stdout=subprocess.PIPE) as busy:
+        assert busy.stdout is not None
+        busy.stdout.readline()
+        try:
+            assert runnable(busy.pid)
+            busy.send_signal(signal.SIGSTOP)
+            os.waitid(os.P_PID, busy.pid, os.WSTOPPED)
+            assert not runnable(busy.pid)
+        finally:
+            busy.kill()

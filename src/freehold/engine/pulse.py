@@ -1,9 +1,9 @@
 """Tells a worker that hangs from one that is busy, by asking it for a word between two steps.
 
 A step of a large model may take a minute, so silence alone says little. A worker that answers nothing and whose
-threads use no CPU time stands still (stopped, deadlocked): that is plain after seconds. One that computes without a word
-may be in a loop without end: that takes the longest step it is given. Time in which the owner itself did not run counts
-for nothing. Knows no socket and no process but its number.
+threads neither use nor want CPU time stands still (stopped, deadlocked): that is plain after seconds. One that computes
+without a word may be in a loop without end: that takes the longest step it is given. Time in which the owner itself did
+not run counts for nothing. Knows no socket and no process but its number.
 """
 
 from __future__ import annotations
@@ -27,6 +27,15 @@ def cpu_seconds(pid: int) -> float | None:
         return None
 
 
+def runnable(pid: int) -> bool:
+    """Whether a thread of a process runs or waits for a processor (proc(5), field 3)."""
+    try:
+        threads = list(Path(f"/proc/{pid}/task").iterdir())
+        return any((thread / "stat").read_text().rpartition(")")[2].split()[0] == "R" for thread in threads)
+    except (OSError, IndexError):
+        return False
+
+
 class Pulse:
     """One worker's.
 
@@ -35,6 +44,7 @@ class Pulse:
         settings: `step_seconds` and `stall_seconds`; 0 = never.
         clock: seconds, monotonic.
         cpu: CPU seconds of a process.
+        waits: whether one would run if the machine let it.
     """
 
     def __init__(
@@ -43,6 +53,7 @@ class Pulse:
         settings: EngineSettings,
         clock: Callable[[], float] = time.monotonic,
         cpu: Callable[[int], float | None] = cpu_seconds,
+        waits: Callable[[int], bool] = runnable,
     ) -> None:
         limits = [limit for limit in (settings.step_seconds, settings.stall_seconds) if limit]
         self.beat = min([BEAT_SECONDS, *(limit / 4 for limit in limits)])
@@ -51,6 +62,7 @@ class Pulse:
         self._settings = settings
         self._clock = clock
         self._cpu = cpu
+        self._waits = waits
         self._asked = False
         self._last = 0.0  # look, on the clock
         self._silent = 0.0  # seconds since it was asked
@@ -78,7 +90,8 @@ class Pulse:
         passed, self._last = min(now - self._last, 2 * self.beat), now  # more, and it was us who slept
         used = self._cpu(self._pid)
         self._silent += passed
-        self._still = self._still + passed if used is not None and used == self._used else 0.0
+        stands = used is not None and used == self._used and not self._waits(self._pid)
+        self._still = self._still + passed if stands else 0.0
         self._used = used
         if self._settings.stall_seconds and self._still >= self._settings.stall_seconds:
             return f"it stood still for {self._still:.3g} s"
