@@ -41,6 +41,13 @@ def test_a_budget_below_the_smallest_formats_is_refused() -> None:
         spend(OFFERS, 199)
 
 
+def test_what_is_left_buys_an_offer_that_no_hull_has() -> None:
+    given_ = {"a": [Offer("small", 10, 1.0), Offer("between", 15, 0.9), Offer("large", 30, 0.0)]}
+    found = spend(given_, 16)["a"]
+    assert found.offer.text == "between"
+    assert "0.10000 less than small for 5 bytes; large would save only 0.90000 for 15 bytes" in found.reason
+
+
 offers = st.lists(
     st.builds(Offer, st.just("x"), st.integers(1, 40), st.floats(0, 1)),
     min_size=1,

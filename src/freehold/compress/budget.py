@@ -1,8 +1,8 @@
 """Spending a budget of bits: for each group the format that buys the most quality for the whole model's bytes.
 
 Groups start at their smallest format. Step by step the upgrade that saves the most nats per byte is taken, along each
-group's lower convex hull, until the next one no longer fits; smaller ones that still fit follow. Knows numbers and
-names, no tensors.
+group's lower convex hull, until the next one no longer fits; smaller ones that still fit follow. What is left then goes,
+offer by offer, to whichever saves the most of those that fit, on a hull or not. Knows numbers and names, no tensors.
 """
 
 from __future__ import annotations
@@ -53,7 +53,25 @@ def spend(offers: Mapping[str, Sequence[Offer]], budget: int) -> dict[str, Choic
         if place[group] == i and spent + more <= budget:
             place[group] = i + 1
             spent += more
-    return {group: Choice(hull[place[group]], _reason(hull, place[group])) for group, hull in hulls.items()}
+    chosen = {group: hull[place[group]] for group, hull in hulls.items()}
+    _spend_rest(chosen, offers, budget - spent)
+    return {group: Choice(offer, _reason(hulls[group], offer)) for group, offer in chosen.items()}
+
+
+def _spend_rest(chosen: dict[str, Offer], offers: Mapping[str, Sequence[Offer]], left: int) -> None:
+    """Change choices, in place, as long as one that fits saves anything: at most once a group and offer."""
+    while True:
+        fitting = [
+            (chosen[group].cost - offer.cost, group, offer)
+            for group, given in offers.items()
+            for offer in given
+            if offer.cost < chosen[group].cost and offer.bytes - chosen[group].bytes <= left
+        ]
+        if not fitting:
+            return
+        _, group, offer = max(fitting, key=lambda one: one[0])
+        left -= offer.bytes - chosen[group].bytes
+        chosen[group] = offer
 
 
 def _hull(offers: Sequence[Offer]) -> list[Offer]:
@@ -72,12 +90,14 @@ def _slope(small: Offer, large: Offer) -> float:
     return (small.cost - large.cost) / (large.bytes - small.bytes)
 
 
-def _reason(hull: list[Offer], at: int) -> str:
-    words = [f"predicted to cost {hull[at].cost:.5f} nats"]
-    if at > 0:
-        saved, more = hull[at - 1].cost - hull[at].cost, hull[at].bytes - hull[at - 1].bytes
-        words.append(f"{saved:.5f} less than {hull[at - 1].text} for {more:,} bytes")
-    if at + 1 < len(hull):
-        saved, more = hull[at].cost - hull[at + 1].cost, hull[at + 1].bytes - hull[at].bytes
-        words.append(f"{hull[at + 1].text} would save only {saved:.5f} for {more:,} bytes")
+def _reason(hull: list[Offer], chosen: Offer) -> str:
+    words = [f"predicted to cost {chosen.cost:.5f} nats"]
+    smaller = [offer for offer in hull if offer.bytes < chosen.bytes]
+    larger = [offer for offer in hull if offer.bytes > chosen.bytes]
+    if smaller:
+        saved, more = smaller[-1].cost - chosen.cost, chosen.bytes - smaller[-1].bytes
+        words.append(f"{saved:.5f} less than {smaller[-1].text} for {more:,} bytes")
+    if larger:
+        saved, more = chosen.cost - larger[0].cost, larger[0].bytes - chosen.bytes
+        words.append(f"{larger[0].text} would save only {saved:.5f} for {more:,} bytes")
     return "; ".join(words)

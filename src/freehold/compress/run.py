@@ -43,7 +43,7 @@ from freehold.formats.digest import digest
 from freehold.formats.tensors import to_float32
 from freehold.process_memory import peak_resident_bytes
 
-ALGORITHM = 3
+ALGORITHM = 4
 """Raised whenever the same source and options would give other bytes: unfinished work of another version is dropped."""
 BLOCK = 1 << 17  # weights searched at a time: the handful of float32 arrays of this size stay in the L2 cache
 GPTQ_ROWS = 8192  # columns are done one by one: long ones, so that Python is not what takes the time
@@ -51,8 +51,9 @@ ROW_MULTIPLE = 8
 MAX_THREADS = 8
 
 CALIBRATED = (
-    "GPTQ with a scale per group from a search weighted by second-order sensitivities, second moments of inputs weighted "
-    "by the gradient of the KL divergence on a calibration text; 8-bit tensors to nearest; scales are bfloat16"
+    "GPTQ, heaviest columns first, with a scale per group from a search weighted by second-order sensitivities, then two "
+    "sweeps that refit scales and codes; second moments of inputs weighted, for each tensor, by the gradient of the KL "
+    "divergence on a calibration text; 8-bit tensors to nearest; scales are bfloat16"
 )
 METHOD = (
     "round to nearest with a scale per group, found without calibration data by trying several scales, refitting each "
@@ -228,9 +229,8 @@ def _grid(
 ) -> dict[str, float]:
     group = scheme.group_size or tensor.info.shape[1]
     by_cost = seen is not None and scheme.bits < 8  # at 8 bits there is nothing left to make up for
-    moment = seen.curvature(seen.by_tensor[tensor.name]) if seen is not None and by_cost else None
-
     same = loaded if isinstance(loaded, QuantizedTensor) and tensor.scale_dtype else None
+    moment = seen.curvature(tensor.name) if seen is not None and by_cost and same is None else None
     same_zeros = zero_points(same) if same is not None else None
 
     def search(rows: slice) -> Quantized:

@@ -29,7 +29,7 @@ Costs = dict[str, dict[str, float]]
 """By tensor and by the scheme's text."""
 
 SAMPLE = 96  # rows of a tensor that are tried; all of them where there are not many more
-VERSION = 7
+VERSION = 8
 
 
 def measure(
@@ -49,17 +49,15 @@ def measure(
             wanted = {scheme.text for scheme in candidates[group.name]}
             if all(wanted <= known.get(tensor, {}).keys() for tensor in group.tensors):
                 continue
-            moment, diagonal = statistics.curvature(group), statistics.moment(group)[1] ** 2
-            samples = [_sample(checkpoint, statistics, tensor) for tensor in group.tensors]
-            weights, counts = (np.concatenate(parts) for parts in zip(*samples, strict=True))
-            ends = np.cumsum([len(rows) for rows, _ in samples])[:-1]
-            trial = _Trial(weights, counts, moment, diagonal)
-            costs: Costs = {tensor: {} for tensor in group.tensors}
             batches = _batches(candidates[group.name])
-            for schemes, found in zip(batches, pool.map(trial.costs, batches), strict=True):
-                for scheme, rows in zip(schemes, found, strict=True):
-                    for tensor, part in zip(group.tensors, np.split(rows, ends), strict=True):
-                        costs[tensor][scheme.text] = float(part.sum())
+            costs: Costs = {}
+            for tensor in group.tensors:
+                trial = _Trial(*_sample(checkpoint, statistics, tensor), *_moments(statistics, tensor))
+                costs[tensor] = {
+                    scheme.text: float(rows.sum())
+                    for schemes, found in zip(batches, pool.map(trial.costs, batches), strict=True)
+                    for scheme, rows in zip(schemes, found, strict=True)
+                }
             _add(known, costs)
             file.write(json.dumps({"group": group.name, "costs": costs}) + "\n")
             file.flush()
@@ -88,6 +86,10 @@ class _Trial:
         plain = quantize(self.weights, 8, group, symmetric=True)
         error = self.weights - (plain.codes - np.float32(128)) * np.repeat(plain.scales, group, axis=1)
         return [0.5 * self.counts.astype(np.float64) * ((error * error) @ self.diagonal)]
+
+
+def _moments(statistics: Statistics, tensor: str) -> tuple[Curvature, F32]:
+    return statistics.curvature(tensor), statistics.moment(tensor)[1] ** 2
 
 
 def _batches(schemes: list[Scheme]) -> list[list[Scheme]]:

@@ -21,7 +21,7 @@ from freehold.formats.reading import read_json
 from freehold.formats.safetensors import SafetensorsFile
 
 F32 = NDArray[np.float32]
-VERSION = 2
+VERSION = 3
 INDEX = "calibration.json"
 EMBEDDING = "embedding.safetensors"
 TABLE = "embedding"
@@ -29,7 +29,7 @@ TABLE = "embedding"
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Tensors that read one input, so that they are rounded with one second moment and get one number format.
+    """Tensors that read one input, which is rounded once for all of them.
 
     Args:
         name: the input's, "layers.0.qkv"; TABLE for an embedding that is looked up and nothing else.
@@ -80,13 +80,14 @@ class Statistics:
             found: F32 = file.read(f"{tensor}.importance")
         return found
 
-    def moment(self, group: Group) -> tuple[NDArray[np.floating[Any]], F32]:
-        """The input's second moment as correlation [K, K] and scale [K]."""
+    def moment(self, tensor: str) -> tuple[NDArray[np.floating[Any]], F32]:
+        """The input's second moment, as the tensor's errors cost, as correlation [K, K] and scale [K]."""
+        group = self.by_tensor[tensor]
         if group.name == TABLE:
             return np.eye(len(self._columns), dtype=np.float32), np.sqrt(self._columns)
         with SafetensorsFile(self._sections[group.name]) as file:
-            correlation, scale = file.read(f"{group.name}.correlation"), file.read(f"{group.name}.scale")
-        if self._table not in group.tensors:
+            correlation, scale = file.read(f"{tensor}.correlation"), file.read(f"{tensor}.scale")
+        if tensor != self._table:
             return correlation, scale
         # A shared embedding errs twice: where it is looked up and in the logits. Both grow with a token's frequency, so
         # that one moment serves all rows: that of the logits, and the columns' importance times the ratio of the two.
@@ -98,9 +99,9 @@ class Statistics:
         return both / safe[:, None] / safe[None, :], root
 
     @lru_cache(maxsize=1)  # noqa: B019  two matrices of the largest input's size squared
-    def curvature(self, group: Group) -> Curvature:
-        """A group's moment, made ready for rounding."""
-        return curvature(*self.moment(group), damping_for(int(self.facts["tokens"])))
+    def curvature(self, tensor: str) -> Curvature:
+        """A tensor's moment, made ready for rounding."""
+        return curvature(*self.moment(tensor), damping_for(int(self.facts["tokens"])))
 
     @property
     def _frequency(self) -> F32:

@@ -4,7 +4,8 @@ The model runs in float32, layer by layer, first forwards, then backwards from t
 (the Fisher information, whose quadratic form is the KL divergence to second order). For every linear this leaves
 
     moment      E[s x x^T] over tokens: its input's second moment, tokens weighted by s = the size of the gradient at its
-                output (mean 1), stored as a correlation matrix in float16 and a scale
+                output (mean 1), stored as a correlation matrix in float16 and a scale. Tensors that read one input have
+                one each: what a query's error costs, it costs at other tokens than a value's does
     importance  E[g^2] for each output feature
 
 so that an error E of its weights costs about 1/2 * sum_n importance[n] * (E moment E^T)[n, n] nats of KL divergence (a
@@ -12,7 +13,7 @@ Kronecker factorization: arXiv 1503.05671; weighting by the gradient: arXiv 2505
 for each layer; a run that is cut off anywhere goes on from them. Memory: one layer's weights, moments and a window.
 
     DIR/calibration.json     what was measured, on what; written last
-    DIR/00007.safetensors    a section: "<input>.correlation" f16 [K, K], "<input>.scale" f32 [K], "<tensor>.importance"
+    DIR/00007.safetensors    a section: "<tensor>.correlation" f16 [K, K], ".scale" f32 [K], "<tensor>.importance"
                              f32 [N]; metadata "inputs": JSON, for each input its tensors and what int8 activations cost
 
 Knows no text, no number formats of weights and no plans.
@@ -20,6 +21,7 @@ Knows no text, no number formats of weights and no plans.
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import shutil
@@ -36,21 +38,20 @@ from safetensors.numpy import save
 
 from freehold.engine.loading import load_weight
 from freehold.engine.models import program_for
-from freehold.engine.tape import F32, Linear, Tape
+from freehold.engine.moments import Moment, Share
+from freehold.engine.tape import F32, Tape
 from freehold.errors import UsageError
 from freehold.formats.checkpoint import Checkpoint, open_checkpoint
 from freehold.kernels.cpu import choose_threads
 from freehold.kernels.matrix import Matrix
 from freehold.kernels.program import Op, Program
-from freehold.kernels.reference import quantize_rows
 
 Progress = Callable[[int, int | None, str], None]
 
-VERSION = 2
+VERSION = 3
 """Raised whenever the files would mean something else."""
 WINDOW = 512
 SMALLEST_WINDOW = 32
-UNITS = (32, 64, 128)
 INDEX = "calibration.json"
 
 
@@ -181,12 +182,14 @@ class _Work:
                 before[window] = tape.backward({"logits": given})["x"]
             else:
                 before[window] = tape.backward({"x": gradient[window]})["x"]
-            return [(seen.weight, Share.of(seen)) for seen in tape.linears], nll
+            return [(seen.weight, Share.of(seen, self._ends(seen.weight))) for seen in tape.linears], nll
 
         for first in range(0, len(x), self._threads):  # no more windows' shares in memory than threads
             for shares, nll in self._pool.map(back, range(first, min(first + self._threads, len(x)))):
                 for name, share in shares:
-                    moments.setdefault(name, Moment(share)).add(share)
+                    if name not in moments:
+                        moments[name] = Moment(share)
+                    moments[name].add(share)
                 loss += nll
                 self._tick(2)
         if last:
@@ -201,12 +204,17 @@ class _Work:
         inputs: dict[str, Any] = {}
         for name, moment in moments.items():
             tensors = self._program.weights[name].sources
-            rows = [self._checkpoint.info(tensor).shape[0] for tensor in tensors]
-            parts = np.split(moment.importance, np.cumsum(rows)[:-1])
-            arrays |= {f"{t}.importance": part for t, part in zip(tensors, parts, strict=True)}
-            arrays[f"{name}.correlation"], arrays[f"{name}.scale"] = moment.normalized()
+            parts = np.split(moment.importance, self._ends(name))
+            for tensor, part, (correlation, scale) in zip(tensors, parts, moment.normalized(), strict=True):
+                arrays[f"{tensor}.importance"] = part
+                arrays[f"{tensor}.correlation"], arrays[f"{tensor}.scale"] = correlation, scale
             inputs[name] = {"tensors": list(tensors), "int8": moment.int8, "peak": moment.peak}
         return save(arrays, {"inputs": json.dumps(inputs)})
+
+    def _ends(self, weight: str) -> list[int]:
+        """Rows of a weight at which the next of its tensors begins."""
+        sources = self._program.weights[weight].sources
+        return list(itertools.accumulate(self._checkpoint.info(tensor).shape[0] for tensor in sources[:-1]))
 
     def _measure_embedding(self) -> None:
         """How much errors of the embedding's columns cost where it is looked up, and how often each token is."""
@@ -260,75 +268,6 @@ class _Work:
         self._progress(self._step, self._steps, "calibrating")
 
 
-@dataclass(frozen=True, slots=True)
-class Share:
-    """What one window adds to a moment: sums over its tokens, see `Moment`."""
-
-    product: F32
-    squares: NDArray[np.float64]
-    weight: float
-    tokens: int
-    cost: dict[int, float]
-    peak: float
-
-    @classmethod
-    def of(cls, seen: Linear) -> Share:
-        """Of one linear."""
-        x, gradient, input_gradient = seen.input, seen.gradient, seen.input_gradient
-        squares = gradient * gradient
-        weight = squares.mean(axis=1)
-        weighted = x * np.sqrt(weight)[:, None]
-        cost = {}
-        for unit in UNITS:
-            slope = np.einsum("tk,tk->t", input_gradient, x - _int8(x, unit))
-            cost[unit] = 0.5 * float((slope**2).sum(dtype=np.float64))
-        ratio = np.abs(x).max(axis=1) / np.sqrt((x * x).mean(axis=1) + np.float32(1e-30))
-        total = float(weight.sum(dtype=np.float64))
-        squared: NDArray[np.float64] = squares.sum(axis=0, dtype=np.float64)
-        return cls(weighted.T @ weighted, squared, total, len(x), cost, float(ratio.max()))
-
-
-class Moment:
-    """Sums over tokens for one linear, window by window in their order."""
-
-    def __init__(self, first: Share) -> None:
-        self._sum = np.zeros_like(first.product)
-        self._squares = np.zeros_like(first.squares)
-        self._weight = 0.0
-        self._tokens = 0
-        self._cost = dict.fromkeys(UNITS, 0.0)
-        self.peak = 0.0
-
-    def add(self, share: Share) -> None:
-        """One window."""
-        self._sum += share.product
-        self._squares += share.squares
-        self._weight += share.weight
-        self._tokens += share.tokens
-        for unit in UNITS:
-            self._cost[unit] += share.cost[unit]
-        self.peak = max(self.peak, share.peak)
-
-    @property
-    def importance(self) -> F32:
-        """E[g^2] of each output."""
-        return (self._squares / self._tokens).astype(np.float32)
-
-    @property
-    def int8(self) -> dict[str, float]:
-        """Nats of KL divergence that rounding its input to int8 in groups of so many columns costs, to first order."""
-        return {str(unit): cost / self._tokens for unit, cost in self._cost.items()}
-
-    def normalized(self) -> tuple[NDArray[np.float16], F32]:
-        """E[s x x^T] as a correlation matrix and the root of its diagonal."""
-        mean = self._sum / np.float32(max(self._weight, 1e-30))
-        scale = np.sqrt(np.maximum(np.diag(mean), np.float32(0)))
-        inverse = np.divide(np.float32(1), scale, out=np.zeros_like(scale), where=scale > 0)
-        mean *= inverse[:, None]
-        mean *= inverse[None, :]
-        return mean.astype(np.float16), scale
-
-
 def sections(program: Program) -> tuple[list[Op], list[list[Op]]]:
     """The operations every section needs (rope tables), and those of each layer and of the head."""
     prelude = [op for op in program.ops if op.kind == "rope_table"]
@@ -358,13 +297,6 @@ def _drawn(logits: F32, tokens: NDArray[np.int64], seed: int) -> tuple[F32, floa
     ]
     p[np.arange(len(p)), drawn] -= 1
     return p, nll
-
-
-def _int8(x: F32, unit: int) -> F32:
-    codes, scales = quantize_rows(x, unit)
-    back = codes.reshape(len(x), -1, unit) * scales[:, :, None]
-    out: F32 = back.reshape(len(x), -1)[:, : x.shape[1]]
-    return out
 
 
 def _finished(out: Path, wanted: dict[str, Any]) -> Facts | None:
