@@ -91,10 +91,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("arguments", nargs="*", help="of `freehold compress`, after --")
-    given = parser.parse_args()
+    own, handed = sys.argv[1:], []
+    if "--" in own:  # argparse gives words after it to no positional that options stand in front of
+        own, handed = own[: own.index("--")], own[own.index("--") + 1 :]
+    given = parser.parse_args(own)
     with tempfile.TemporaryDirectory() as work:
-        found = measure(given.model, given.kills, given.seed, given.arguments, Path(work))
+        found = measure(given.model, given.kills, given.seed, handed, Path(work))
     if given.json:
         print(json.dumps(found, indent=2))
     else:
