@@ -15,6 +15,7 @@ import pytest
 
 from freehold.compress import ANY, CompressOptions, compress, export_gguf, plan_text
 from freehold.compress.planfile import parse_scheme
+from freehold.compress.statistics import Statistics
 from freehold.engine.calibrate import calibrate
 from freehold.engine.evaluate import evaluate
 from freehold.errors import UsageError
@@ -52,6 +53,14 @@ def test_a_budget_is_for_the_whole_model_and_is_kept(
     assert report.bits_per_weight <= bits + headroom
     assert report.bits_per_weight > bits - 1.5
     assert report.predicted_kld is not None
+
+
+def test_tensors_of_one_input_are_rounded_by_moments_of_their_own(source: Path, statistics: Path) -> None:
+    seen = Statistics(statistics, digest(source))
+    group = next(group for group in seen.groups if len(group.tensors) == 3)
+    moments = [seen.curvature(tensor).matrix for tensor in group.tensors]
+    assert not np.allclose(moments[0], moments[2], rtol=0.01)
+    assert not np.allclose(moments[0], moments[1], rtol=0.01)
 
 
 HEADERS = 40_000
