@@ -67,11 +67,12 @@ def measure(model: str, kills: int, seed: int, arguments: list[str], work: Path)
     gaps = sorted(drawn.uniform(0, undisturbed) for _ in range(kills))
     for before, at in zip([0.0, *gaps], gaps, strict=False):
         after = max(LEAST_SECONDS, at - before)
-        code, _ = run(words, kill_after=after)
+        code, last = run(words, kill_after=after)
         if code != -signal.SIGKILL:
             break  # it was done
         moments.append(round(after, 2))
-    _, last = run(words)
+    else:
+        _, last = run(words)
     wanted, found = digests(work / "undisturbed" / "out"), digests(work / "killed" / "out")
     differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
     return {
