@@ -10,7 +10,7 @@ says what was lost. Knows no kernels and no engine: they meet at files on disk.
 """
 
 from freehold.compress.gguf import Exported, export_gguf
-from freehold.compress.options import ANY, WIDTHS, CompressOptions, Progress
+from freehold.compress.options import ANY, WIDTHS, CompressOptions
 from freehold.compress.plan import Plan, Scheme, TensorPlan, make_plan
 from freehold.compress.report import Report, TensorReport, by_kind
 from freehold.compress.retune import Tuner
@@ -25,7 +25,6 @@ __all__ = [
     "Destination",
     "Exported",
     "Plan",
-    "Progress",
     "Report",
     "Scheme",
     "TensorPlan",

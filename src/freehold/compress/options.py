@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 from freehold.errors import UsageError
 
@@ -13,12 +12,6 @@ ANY = 0
 """`embedding_bits` that leaves the choice to the budget."""
 KEEP = 16
 """`embedding_bits` that leaves embeddings and output layer in 16 bits."""
-
-
-class Progress(Protocol):
-    """Told how far the work is: units done, units in all (None = unknown), and the name of the phase."""
-
-    def __call__(self, done: int, total: int | None, what: str) -> None: ...  # noqa: D102
 
 
 @dataclass(frozen=True, slots=True)

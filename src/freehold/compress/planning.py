@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 
 from freehold.compress.budget import Offer, spend
 from freehold.compress.layout import lay_out, parts
@@ -20,8 +20,7 @@ from freehold.compress.sensitivity import Costs, measure
 from freehold.compress.statistics import Group, Statistics
 from freehold.errors import UsageError
 from freehold.formats import Checkpoint
-
-Progress = Callable[[int, int | None, str], None]
+from freehold.progress import Progress
 
 ROW_UNIT = 64
 """Columns of an activation group where a weight has one scale for a row (kernels.matrix.PER_CHANNEL_UNIT)."""

@@ -25,7 +25,7 @@ from freehold.compress.companions import Lineage, lineage, model_card, write_com
 from freehold.compress.gptq import gptq
 from freehold.compress.kept import keep_grids, zero_points
 from freehold.compress.layout import Layout, lay_out
-from freehold.compress.options import CompressOptions, Progress
+from freehold.compress.options import CompressOptions
 from freehold.compress.pack import pack_columns, pack_rows, signed
 from freehold.compress.page import PAGE, page
 from freehold.compress.plan import Plan, Scheme, TensorPlan, make_plan
@@ -42,6 +42,7 @@ from freehold.formats import Checkpoint, QuantizedTensor, Tensor, open_checkpoin
 from freehold.formats.digest import digest
 from freehold.formats.tensors import to_float32
 from freehold.process_memory import peak_resident_bytes
+from freehold.progress import Progress, silent
 
 ALGORITHM = 4
 """Raised whenever the same source and options would give other bytes: unfinished work of another version is dropped."""
@@ -88,7 +89,7 @@ def compress(
         FreeholdError: the disk is full or another run writes there; finished work stays in `out.partial`.
     """
     started = time.monotonic()
-    options, progress = options or CompressOptions(), progress or _silent
+    options, progress = options or CompressOptions(), progress or silent
     source, out = Path(source), Path(out)
     _check_apart(source, out)
     with open_checkpoint(source) as checkpoint, Destination(out, overwrite=options.overwrite) as destination:
@@ -131,7 +132,7 @@ def plan_text(
     Raises:
         UsageError: a budget that can't be met, or no statistics for it.
     """
-    progress = progress or _silent
+    progress = progress or silent
     with open_checkpoint(source) as checkpoint:
         seen = Statistics(statistics, digest(source)) if statistics else None
         made = _planned(checkpoint, options, seen, None, progress)
@@ -387,7 +388,3 @@ def _check_apart(source: Path, out: Path) -> None:
 
 def _threads(options: CompressOptions) -> int:
     return options.threads or min(MAX_THREADS, len(os.sched_getaffinity(0)))
-
-
-def _silent(done: int, total: int | None, what: str) -> None:
-    return

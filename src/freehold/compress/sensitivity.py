@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from freehold.compress.quantize import quantize
 from freehold.compress.statistics import Statistics
 from freehold.formats import Checkpoint
 from freehold.formats.tensors import QuantizedTensor, to_float32
+from freehold.progress import Progress
 
 F32 = NDArray[np.float32]
 Costs = dict[str, dict[str, float]]
@@ -36,7 +36,7 @@ def measure(
     checkpoint: Checkpoint,
     statistics: Statistics,
     candidates: dict[str, list[Scheme]],
-    progress: Callable[[int, int | None, str], None],
+    progress: Progress,
     threads: int = 1,
 ) -> Costs:
     """Costs of the candidates of every group, measured or read back."""

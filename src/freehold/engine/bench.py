@@ -27,6 +27,7 @@ from freehold.kernels import limits
 from freehold.kernels.limits import Limits
 from freehold.kernels.program import PAGE, Program, Step
 from freehold.process_memory import resident_bytes
+from freehold.progress import Progress, silent
 from freehold.settings import EngineSettings
 
 PREFILL, DECODE = (512, 4096), 128
@@ -37,8 +38,6 @@ REPEATS = 3
 """Repetitions of prefill and decode; the median counts."""
 ENOUGH_SECONDS = 20.0
 """A figure that took so long is not repeated."""
-
-Progress = Callable[[int, int | None, str], None]
 
 
 def bench(
@@ -68,7 +67,7 @@ def bench(
         UsageError: no such shape, or the context is too short for any of the figures asked for.
     """
     settings = replace(settings or EngineSettings(), prefix_cache=False)  # repetitions must compute their prompts
-    tell = progress or (lambda done, total, what: None)
+    tell = progress or silent
     tell(0, None, "loading")
     load = _loader(model, settings)
     first = load().facts.load_seconds

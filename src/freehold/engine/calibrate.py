@@ -26,7 +26,7 @@ import json
 import math
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,8 +45,7 @@ from freehold.formats.checkpoint import Checkpoint, open_checkpoint
 from freehold.kernels.cpu import choose_threads
 from freehold.kernels.matrix import Matrix
 from freehold.kernels.program import Op, Program
-
-Progress = Callable[[int, int | None, str], None]
+from freehold.progress import Progress, silent
 
 VERSION = 3
 """Raised whenever the files would mean something else."""
@@ -115,7 +114,7 @@ def calibrate(
         if not 0 <= windows.min() <= windows.max() < program.vocabulary:
             raise UsageError(f"a token id is outside the vocabulary of {program.vocabulary}")
         _take_up(out, wanted)
-        work = _Work(checkpoint, program, windows, out, progress or _silent)
+        work = _Work(checkpoint, program, windows, out, progress or silent)
         work.forward()
         loss = work.backward()
     facts = Facts(**wanted, perplexity=math.exp(loss), seconds=time.monotonic() - started)  # type: ignore[arg-type]
@@ -322,7 +321,3 @@ def _write(path: Path, data: bytes) -> None:
     partial = path.with_suffix(".partial")
     partial.write_bytes(data)
     partial.rename(path)
-
-
-def _silent(done: int, total: int | None, what: str) -> None:
-    return

@@ -10,7 +10,7 @@ window of context (as llama.cpp's `perplexity` does).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,6 +26,7 @@ from freehold.formats.checkpoint import open_checkpoint
 from freehold.kernels import make_executor
 from freehold.kernels.cpu import choose_threads, choose_tier
 from freehold.kernels.program import Program, Step
+from freehold.progress import Progress
 from freehold.settings import EngineSettings
 
 CHUNK = 128
@@ -35,7 +36,6 @@ SMALLEST_WINDOW = 8
 
 F32 = NDArray[np.float32]
 F64 = NDArray[np.float64]
-Progress = Callable[[int, int | None, str], None]
 
 
 @dataclass(frozen=True, slots=True)

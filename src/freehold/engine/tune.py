@@ -38,8 +38,7 @@ from freehold.formats.checkpoint import open_checkpoint
 from freehold.formats.safetensors import SafetensorsFile
 from freehold.formats.writing import replacing, write_file
 from freehold.kernels.cpu import choose_threads
-
-Progress = Callable[[int, int | None, str], None]
+from freehold.progress import Progress, silent
 
 VERSION = 1
 """Raised whenever the files would mean something else."""
@@ -129,7 +128,7 @@ def tune(
         program = program_for(truth.config, guard=False)
         if not 0 <= windows.min() <= windows.max() < program.vocabulary:
             raise UsageError(f"a token id is outside the vocabulary of {program.vocabulary}")
-        budget = _Budget(60 * minutes, clock, progress or _silent)
+        budget = _Budget(60 * minutes, clock, progress or silent)
         threads = choose_threads()[0]
         batch = min(max(BATCH, threads), LARGEST_BATCH)
         keep = KEEP_SHARE * batch * tape_bytes(program, windows.shape[1]) <= free_memory()
@@ -364,7 +363,3 @@ def _take_up(work: Path, facts: dict[str, Any]) -> None:
 
 def _like(arrays: Gradients) -> Gradients:
     return {name: np.zeros_like(array) for name, array in arrays.items()}
-
-
-def _silent(done: int, total: int | None, what: str) -> None:
-    return
