@@ -9,11 +9,12 @@ import pytest
 from safetensors.numpy import save_file
 
 from freehold.compress import CompressOptions, Report, compress
-from freehold.compress.kept import scale_type, zero_points
+from freehold.compress.kept import zero_points
 from freehold.engine.calibrate import calibrate
 from freehold.formats import QuantizedTensor, open_checkpoint
 from freehold.formats.digest import digest
 from freehold.formats.safetensors import SafetensorsSet
+from freehold.formats.tensors import scale_type
 from tests.engine import tiny
 from tests.formats.packing import packed
 from tests.oracle.recorded import logits

@@ -19,6 +19,7 @@ from freehold.errors import FormatError
 from freehold.formats import QuantizedTensor, open_checkpoint
 from freehold.settings import EngineSettings
 from tests.engine import tiny
+from tests.formats.packing import packed
 
 IDS = np.random.default_rng(5).integers(0, tiny.VOCABULARY, 1024).tolist()
 MINUTES = 3.0
@@ -101,6 +102,21 @@ def test_the_page_the_card_and_the_report_say_what_tuning_did(source: Path, repo
     assert words in (out / "report.html").read_text()
     assert words in (out / "README.md").read_text()
     assert json.loads((out / "freehold-report.json").read_text())["tuning"] == report.tuning
+
+
+def test_grids_that_were_kept_are_tuned_in_the_type_of_their_scales(tmp_path: Path) -> None:
+    source = packed(tiny.write(tmp_path / "dense"), tmp_path / "packed", "gptq", 32, symmetric=True)
+    report = tuned(source, tmp_path / "out", tmp_path / "work")
+    kept = [tensor.name for tensor in report.tensors if tensor.unrounded]
+    with open_checkpoint(source) as original, open_checkpoint(tmp_path / "out") as made:
+        changed = 0
+        for name in kept:
+            before, after = original.load(name), made.load(name)
+            assert isinstance(before, QuantizedTensor)
+            assert isinstance(after, QuantizedTensor)
+            np.testing.assert_allclose(after.scales, before.scales, rtol=0.1)
+            changed += not np.array_equal(after.scales, before.scales)
+    assert changed == len(kept) == 14
 
 
 def test_a_result_of_another_model_is_refused(source: Path, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from freehold.engine.models import program_for
 from freehold.engine.student import Passes, Student, Teacher
 from freehold.engine.tune import tune
 from freehold.errors import UsageError
-from freehold.formats import open_checkpoint
+from freehold.formats import QuantizedTensor, open_checkpoint
 
 IDS = np.random.default_rng(5).integers(0, tiny.VOCABULARY, 40 * 64).tolist()
 FAMILIES = {
@@ -181,6 +181,23 @@ def test_a_finished_result_stays(tmp_path: Path) -> None:
         raise AssertionError("nothing is left to do")
 
     assert run(original, compressed, tmp_path / "work", clock=never) == first
+
+
+def test_a_group_of_zeros_with_a_zero_point_stays_zero(tmp_path: Path) -> None:
+    _, compressed = models(tmp_path, symmetric=False)
+    name = "model.layers.0.mlp.up_proj.weight"
+    with open_checkpoint(compressed) as model:
+        program = program_for(model.config, guard=False)
+        student = Student(model, program)
+        tensor = student._tensors[name]
+        assert isinstance(tensor, QuantizedTensor)
+        assert tensor.offsets is not None
+        tensor.scales[0] = tensor.offsets[0] = 0
+        at_random(student, 0.05)
+        ops = [op for op in program.ops if "layers.0.gate_up" in op.weights]
+        (weight,) = student.section(ops).values()
+    assert np.isfinite(weight).all()
+    assert not weight[len(weight) // 2].any()
 
 
 def test_too_short_a_text_is_refused(tmp_path: Path) -> None:

@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 from freehold.compress.layout import parts
 from freehold.compress.options import GROUP_SIZES
 from freehold.compress.plan import Plan, Scheme, TensorPlan
-from freehold.compress.quantize import bf16_bits
 from freehold.formats import QuantizedTensor, Tensor
-from freehold.formats.tensors import bf16_to_float32
+from freehold.formats.tensors import scale_type
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 KEPT = "on this grid already: codes and scales kept bit for bit"
@@ -87,15 +86,6 @@ def _grid(tensor: TensorPlan, loaded: Tensor) -> _Grid | None:
         return None
     scheme = Scheme(loaded.bits, size, symmetric=loaded.offsets is None, packed=not wide)
     return _Grid(scheme, scale_type(loaded.scales))
-
-
-def scale_type(scales: NDArray[np.float32]) -> str:
-    """The smallest type that holds float32 scales exactly: "BF16", "F16" or "F32"."""
-    if np.array_equal(bf16_to_float32(bf16_bits(scales)), scales):
-        return "BF16"
-    with np.errstate(over="ignore"):
-        half = scales.astype(np.float16).astype(np.float32)
-    return "F16" if np.array_equal(half, scales) else "F32"
 
 
 def _chosen(plan: Plan, found: dict[str, _Grid], *, symmetric: bool) -> dict[str, _Grid]:

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from freehold.compress.plan import Plan, TensorPlan
-from freehold.compress.quantize import bf16_bits
 from freehold.compress.values import rows_of, stored_values
 from freehold.compress.write import Destination
 from freehold.errors import FormatError
@@ -63,7 +62,7 @@ def _put(tensor: TensorPlan, values: F32, destination: Destination) -> None:
     if tensor.scheme is None:
         writer.put("values", stored_values(values, tensor.dtype)[0])
         return
-    scales = bf16_bits(values).astype("<u2").tobytes()
+    scales = stored_values(values, tensor.scale_dtype or "BF16")[0]
     writer.put("scales", scales)
     if tensor.tied and not tensor.scheme.packed:
         writer.put("tied_scales", scales)

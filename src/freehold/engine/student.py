@@ -25,7 +25,7 @@ from freehold.engine.calibrate import sections
 from freehold.engine.loading import load_weight, to_bfloat16
 from freehold.engine.tape import F32, Linear, Tape
 from freehold.formats.checkpoint import Checkpoint
-from freehold.formats.tensors import QuantizedTensor, Tensor, bf16_to_float32, to_float32
+from freehold.formats.tensors import QuantizedTensor, Tensor, bf16_to_float32, scale_type, to_float32
 from freehold.kernels.matrix import Matrix
 from freehold.kernels.program import Op, Program
 
@@ -151,8 +151,9 @@ class Student:
         if delta is None:
             return tensor
         if isinstance(tensor, QuantizedTensor):
-            scales = bf16_to_float32(to_bfloat16(tensor.scales * np.exp(delta)))
-            offsets = None if tensor.offsets is None else tensor.offsets * (scales / tensor.scales)
+            scales = _as_stored(tensor.scales * np.exp(delta), scale_type(tensor.scales))
+            grown = np.divide(scales, tensor.scales, out=np.ones_like(scales), where=tensor.scales != 0)
+            offsets = None if tensor.offsets is None else tensor.offsets * grown
             return dataclasses.replace(tensor, scales=scales, offsets=offsets)
         return _as_stored(to_float32(tensor) + np.float32(self._units[name]) * delta, self._stored[name])
 

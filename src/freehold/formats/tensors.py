@@ -127,6 +127,15 @@ def widened(tensor: QuantizedTensor, bits: int) -> QuantizedTensor:
     return QuantizedTensor(tensor.codes + shift, tensor.scales, tensor.offsets, bits, tensor.group_size)
 
 
+def scale_type(scales: NDArray[np.float32]) -> str:
+    """The smallest type that holds float32 scales exactly: "BF16", "F16" or "F32"."""
+    if not (np.ascontiguousarray(scales).view(np.uint32) & 0xFFFF).any():
+        return "BF16"
+    with np.errstate(over="ignore"):
+        half = scales.astype(np.float16).astype(np.float32)
+    return "F16" if np.array_equal(half, scales) else "F32"
+
+
 Tensor = QuantizedTensor | NDArray[np.float32] | NDArray[np.uint16]
 """uint16 holds bfloat16 bits."""
 
