@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from freehold.cli.humaneval import isolated, paired, passes, wilson
 from freehold.cli.plot import Point, frontier, terminal
+from freehold.errors import EngineError
 
 
 def test_a_program_that_ends_well_passes() -> None:
@@ -75,6 +78,20 @@ def test_a_model_gets_the_prompt_without_its_last_line_break_and_is_judged_with_
     found, passed = humaneval.humaneval(Path(), [problem, problem], EngineSettings(), lambda *said: None)
     assert given == ['def one():\n    """One."""'] * 2
     assert (found.passed, passed) == (1, [True, False])
+
+
+def test_a_model_that_computes_nothing_finite_is_an_error_and_not_a_wrong_answer(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from freehold.cli import humaneval
+    from freehold.settings import EngineSettings
+
+    monkeypatch.setattr(humaneval, "MAX_TOKENS", 16)
+    weights = load_file(tiny / "model.safetensors")
+    weights["model.norm.weight"][:] = np.nan
+    save_file(weights, tiny / "model.safetensors")
+    with pytest.raises(EngineError, match="a completion failed"):
+        humaneval.complete(tiny, ["def one():"], EngineSettings(threads=1, kv_memory_mb=8), lambda *said: None)
 
 
 @pytest.mark.parametrize(("passed", "low", "high"), [(0, 0.0, 0.0229), (82, 0.424, 0.576), (164, 0.977, 1.0)])

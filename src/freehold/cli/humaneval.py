@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from freehold.errors import UsageError
+from freehold.errors import EngineError, UsageError
 from freehold.settings import EngineSettings
 
 if TYPE_CHECKING:
@@ -102,7 +102,11 @@ def humaneval(
 
 
 def complete(model: Path, prompts: Sequence[str], settings: EngineSettings, progress: Progress) -> list[str]:
-    """Greedy completions, each up to the first line that is not indented."""
+    """Greedy completions, each up to the first line that is not indented.
+
+    Raises:
+        EngineError: the engine gave one up; that is no answer that a problem could be judged by.
+    """
     from freehold.engine import Engine, GenerateRequest, Sampling
     from freehold.formats import load_tokenizer
 
@@ -116,6 +120,8 @@ def complete(model: Path, prompts: Sequence[str], settings: EngineSettings, prog
     open_requests = set(ids)
     while open_requests:
         for output in engine.step():
+            if output.finish == "error":
+                raise EngineError(f"{model}: a completion failed: {output.error}")
             if output.token is not None and output.finish != "stop":
                 ids[output.id].append(output.token)
             ended = output.finish is not None
