@@ -123,6 +123,14 @@ def test_a_bias_of_zeros_that_the_tool_made_up_is_left_out_and_a_real_one_is_not
             assert checkpoint.names() == ([NAME, "l.bias"] if bias.any() else [NAME])
 
 
+def test_a_bias_of_zeros_is_kept_where_another_layer_has_a_real_one(tmp_path: Path) -> None:
+    stored = load_file(VECTORS / "gptq-row" / "model.safetensors")
+    layers = {f"{n}.{name}": part for n in range(2) for name, part in stored.items()}
+    biases = {"0.l.bias": np.zeros(64, np.float16), "1.l.bias": np.full(64, 0.5, np.float16)}
+    with changed(tmp_path, "gptq-row", dict.fromkeys(stored) | layers | biases) as checkpoint:
+        assert sorted(checkpoint.names()) == ["0.l.bias", "0.l.weight", "1.l.bias", "1.l.weight"]
+
+
 def test_dense_layers_beside_packed_ones_are_read_as_they_are(tmp_path: Path) -> None:
     with changed(tmp_path, "awq-g32", {"norm.weight": np.ones(4, np.float16)}) as checkpoint:
         assert checkpoint.names() == [NAME, "norm.weight"]

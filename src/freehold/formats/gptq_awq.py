@@ -126,6 +126,7 @@ class PackedCheckpoint(CheckpointBase):
         self._stored = set(stored)
         self._packed = {name.removesuffix(".qweight") for name in stored if name.endswith(".qweight")}
         self._schemes: dict[str, _Scheme] = {}
+        self._biased = {_kind(module) for module in self._packed if self._has_bias(module)}
         self._names = [name for name in map(self._logical, stored) if name is not None]
 
     def names(self) -> list[str]:
@@ -168,9 +169,12 @@ class PackedCheckpoint(CheckpointBase):
             return stored
         if part == "qweight":
             return f"{module}.weight"
-        if part == "bias" and not self._tensors.read(stored).any():
+        if part == "bias" and _kind(module) not in self._biased:
             return None  # some versions write a bias of zeros for layers that have none
         return None if part in _PARTS else stored
+
+    def _has_bias(self, module: str) -> bool:
+        return f"{module}.bias" in self._stored and bool(self._tensors.read(f"{module}.bias").any())
 
     def _module(self, name: str) -> str | None:
         module = name.removesuffix(".weight")
@@ -260,6 +264,11 @@ class PackedCheckpoint(CheckpointBase):
 
     def _error(self, module: str, problem: str) -> FormatError:
         return FormatError(f"{self.path}: {module}: {problem}")
+
+
+def _kind(module: str) -> str:
+    """What layers call a module: "q_proj" of "model.layers.0.self_attn.q_proj"."""
+    return module.rpartition(".")[2]
 
 
 def _nibbles(words: NDArray[np.int32], bits: int) -> NDArray[np.uint8]:
