@@ -200,6 +200,25 @@ def test_a_group_of_zeros_with_a_zero_point_stays_zero(tmp_path: Path) -> None:
     assert not weight[len(weight) // 2].any()
 
 
+def test_a_directory_with_files_of_somebody_elses_is_left_alone(tmp_path: Path) -> None:
+    original, compressed = models(tmp_path)
+    (tmp_path / "work").mkdir()
+    (tmp_path / "work" / "mine.txt").write_text("mine")
+    with pytest.raises(UsageError, match=r"holds 'mine\.txt', which is no tuning's"):
+        run(original, compressed, tmp_path / "work", clock=ticking())
+    assert (tmp_path / "work" / "mine.txt").read_text() == "mine"
+
+
+def test_what_a_run_left_that_was_killed_while_it_cleared_is_cleared(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    (work / ("0" * 16)).mkdir(parents=True)
+    for name in ("teacher-00001.npy", "text.json.partial"):
+        (work / name).write_text("left")
+    facts = run(*models(tmp_path), work, minutes=0.1, clock=ticking())
+    assert facts["steps"] == 0
+    assert sorted(path.name for path in work.iterdir()) == ["0" * 16, "teacher-00000.npy", "text.json"]
+
+
 def test_too_short_a_text_is_refused(tmp_path: Path) -> None:
     original, compressed = models(tmp_path)
     with pytest.raises(UsageError, match="at least 64 tokens"):

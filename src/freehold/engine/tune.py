@@ -17,6 +17,7 @@ Knows no number formats and writes no model: whoever made the model puts the new
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -61,6 +62,8 @@ MEASUREMENTS = 6
 SAVE_SECONDS = 60.0
 KEEP_SHARE = 4
 """Derivatives are kept in memory while they need no more than one part in so many of what is free."""
+_OURS = re.compile(r"(text\.json|teacher-\d{5}\.npy)(\.partial)?|[0-9a-f]{16}")
+"""Names in the working directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,7 +114,7 @@ def tune(
         clock: seconds, for the budget.
 
     Raises:
-        UsageError: too few tokens, or ids outside the vocabulary.
+        UsageError: too few tokens, ids outside the vocabulary, or files of somebody else's in `work`.
         FormatError, UnsupportedError: a checkpoint that can't be loaded, an operation without a derivative.
     """
     windows = _windows(ids)
@@ -356,6 +359,9 @@ def _take_up(work: Path, facts: dict[str, Any]) -> None:
     """An empty directory, or what an earlier run on the same model and text left."""
     path = work / "text.json"
     if not path.is_file() or json.loads(path.read_text()) != facts:
+        foreign = [entry.name for entry in work.iterdir() if not _OURS.fullmatch(entry.name)] if work.exists() else []
+        if foreign:
+            raise UsageError(f"{work} holds {foreign[0][:80]!r}, which is no tuning's", hint="choose another directory")
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         write_file(path, json.dumps(facts))
