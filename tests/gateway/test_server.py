@@ -15,10 +15,11 @@ from typing import Any
 import httpx2
 import openai
 import pytest
+import uvicorn
 from tests.gateway import fakes
 
 from freehold.errors import SettingError
-from freehold.gateway.server import bind, check_reach, invitation
+from freehold.gateway.server import _Server, bind, check_reach, invitation
 from freehold.gateway.service import Gateway
 from freehold.settings import ServerSettings
 
@@ -156,6 +157,27 @@ def test_a_running_answer_is_finished_when_the_server_is_told_to_stop(directory:
         found.loop.soon(later)
         live.__exit__(None, None, None)
         assert "".join(chunk.choices[0].delta.content or "" for chunk in stream) == "a long answer"
+
+
+def test_a_signal_stops_the_server_also_where_nobody_reads_its_words_any_more() -> None:
+    told: list[str] = []
+
+    def announce(line: str) -> None:
+        told.append(line)
+        raise BrokenPipeError
+
+    async def stopped() -> list[dict[str, Any]]:
+        problems: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda loop, context: problems.append(context))
+        server = _Server(uvicorn.Config("nothing:app"), announce)
+        server.handle_exit(signal.SIGTERM, None)
+        assert server.should_exit
+        assert told == [], "words wait until the loop has its turn"
+        await asyncio.sleep(0)
+        return problems
+
+    assert [type(problem["exception"]) for problem in asyncio.run(stopped())] == [BrokenPipeError]
+    assert told == ["stopping: answers get 30 s to end"]
 
 
 SERVE = """

@@ -78,7 +78,9 @@ class _Server(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """As uvicorn's; a person who pressed Ctrl-C learns what it still waits for."""
         again = "; once more ends them now" if sig == signal.SIGINT else ""
-        self._announce("ending now" if self.should_exit else f"stopping: answers get {DRAIN_SECONDS} s to end{again}")
+        words = "ending now" if self.should_exit else f"stopping: answers get {DRAIN_SECONDS} s to end{again}"
+        # By the loop: a signal may come in the middle of a line to stderr, or stderr may be gone.
+        asyncio.get_running_loop().call_soon_threadsafe(self._announce, words)
         super().handle_exit(sig, frame)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
