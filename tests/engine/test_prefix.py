@@ -41,6 +41,14 @@ def test_the_last_token_of_a_known_prompt_is_computed_again_because_its_logits_a
     assert run(engine, "b", prompt) == (first, 64)
 
 
+def test_a_prompt_that_is_known_but_for_its_last_token_is_computed_in_the_step_that_admits_it() -> None:
+    engine = tiny.engine()
+    prompt = SYSTEM[:129]
+    run(engine, "a", prompt)
+    engine.add(tiny.request("b", prompt))
+    assert [output.cached_tokens for output in engine.step()] == [128]
+
+
 def test_an_answer_is_a_beginning_of_the_next_turn() -> None:
     engine = tiny.engine()
     answer, _ = run(engine, "a", SYSTEM[:60], max_tokens=80)

@@ -22,6 +22,7 @@ from freehold.formats.tensors import scale_type
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 KEPT = "on this grid already: codes and scales kept bit for bit"
+KEPT_BUT_TUNED = "the source's own grid: codes kept bit for bit, scales tuned"
 INSTEAD = "the source's own grid, kept bit for bit: it costs nothing and is no larger than what was planned"
 
 

@@ -20,8 +20,7 @@ class TensorReport:
         source_bytes, bytes: size before and after, scales and zero points included.
         relative_error: |W - stored W| / |W| (Frobenius norms) against the source as it was; 0.0 where kept exactly.
         reason: why it is stored so.
-        unrounded: it was on that grid already, and its codes, scales and zero points are those of the source,
-            but for what tuning did to the scales.
+        unrounded: it was on that grid already, and its codes, scales and zero points are those of the source.
         group: the input it shares with others; cost: nats of KL divergence the group is predicted to lose. "" and None
             without calibration.
     """

@@ -8,6 +8,7 @@ and the end rounds those tensors again, as their checksums no longer fit, and fi
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -44,17 +45,28 @@ def retune(checkpoint: Checkpoint, plan: Plan, destination: Destination, tuner: 
     for name, values in changed.items():
         if name not in tensors or not np.isfinite(values).all():
             raise FormatError(f"{place}: {name} is no tuned tensor of this model", hint="remove it and tune again")
+        if values.size != (expected := _count(tensors[name])):
+            hint = "remove it and tune again"
+            raise FormatError(f"{place}: {name}: expected {expected} values, found {values.size}", hint=hint)
         _put(tensors[name], values, destination)
     with open_checkpoint(destination.partial) as made:
         for name in changed:
             error = sum(_squared_error(*pair) for pair in _row_pairs(checkpoint.load(name), made.load(name)))
-            destination.done[name] = destination.done[name] | {"squared_error": error}
+            destination.done[name] = destination.done[name] | {"squared_error": error, "tuned": True}
     return facts
 
 
 def _digest(destination: Destination) -> str:
     notes = sorted((name, note["sha256"]) for name, note in destination.done.items())
     return hashlib.sha256(repr(notes).encode()).hexdigest()
+
+
+def _count(tensor: TensorPlan) -> int:
+    """How many values of a tensor can be tuned: its scales, or all where it is kept."""
+    if tensor.scheme is None:
+        return math.prod(tensor.info.shape)
+    rows, columns = tensor.info.shape
+    return rows * (columns // (tensor.scheme.group_size or columns))
 
 
 def _put(tensor: TensorPlan, values: F32, destination: Destination) -> None:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from freehold import __version__
 from freehold.compress.companions import Lineage, lineage, model_card, write_companions
 from freehold.compress.gptq import gptq
-from freehold.compress.kept import keep_grids, zero_points
+from freehold.compress.kept import KEPT_BUT_TUNED, keep_grids, zero_points
 from freehold.compress.layout import Layout, lay_out
 from freehold.compress.options import CompressOptions
 from freehold.compress.pack import pack_columns, pack_rows, signed
@@ -343,6 +343,7 @@ def _report(
 
 
 def _tensor_report(tensor: TensorPlan, layout: Layout, facts: dict[str, Any]) -> TensorReport:
+    kept, tuned = tensor.scheme is not None and tensor.scale_dtype != "", bool(facts.get("tuned"))
     return TensorReport(
         name=tensor.name,
         role=tensor.role,
@@ -352,10 +353,10 @@ def _tensor_report(tensor: TensorPlan, layout: Layout, facts: dict[str, Any]) ->
         source_bytes=tensor.info.nbytes,
         bytes=sum(slot.part.nbytes for slot in layout.slots[tensor.name].values()),
         relative_error=_relative(facts["squared_error"], facts["squared_norm"]),
-        reason=tensor.reason,
+        reason=KEPT_BUT_TUNED if kept and tuned else tensor.reason,
         group=tensor.group,
         cost=tensor.cost,
-        unrounded=tensor.scheme is not None and tensor.scale_dtype != "",
+        unrounded=kept and not tuned,
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 from pathlib import Path
 
 from freehold.engine.blocks import pages_for
@@ -36,13 +35,6 @@ def free_memory() -> int:
     if limit.exists() and used.exists() and (text := limit.read_text().strip()) != "max":
         available = min(available, max(int(text) - int(used.read_text()), 0))
     return available
-
-
-def give_back() -> None:
-    """Return freed memory to the system: glibc keeps the unpacked weights' pages otherwise, twice the model's size."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def kv_pages(program: Program, settings: EngineSettings, context: int) -> int:

@@ -19,7 +19,7 @@ from freehold.engine.blocks import PageAllocator
 from freehold.engine.embedding import HIDDEN, FinalNorm
 from freehold.engine.grammar import Compilation, Grammars, Vocabulary, beginning
 from freehold.engine.loading import LoadedWeights, Precision, load_weights
-from freehold.engine.memory import give_back, kv_pages
+from freehold.engine.memory import kv_pages
 from freehold.engine.models import program_for
 from freehold.engine.packed import packed_weights
 from freehold.engine.prefix import PrefixCache
@@ -34,6 +34,7 @@ from freehold.kernels.cpu import choose_threads, choose_tier
 from freehold.kernels.executor import PackedMatrix
 from freehold.kernels.matrix import Matrix
 from freehold.kernels.program import PAGE, Program, Step
+from freehold.process_memory import give_back
 from freehold.settings import EngineSettings
 
 COMPILING_WAIT = 0.002

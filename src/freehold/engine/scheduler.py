@@ -186,8 +186,8 @@ class Scheduler:
             self._prefix.keep(sequence.tokens[: sequence.computed], sequence.pages)
 
     def _prefills(self, budget: int, decodes: list[Sequence]) -> list[Chunk]:
-        # a prompt of one token that was just admitted is pending like a decode, but was not among them
-        unserved = (s for s in self.running if (s.pending > 1 or s.computed == 0) and s not in decodes)
+        # a prompt that was just admitted with one token left to compute is pending like a decode, but was not among them
+        unserved = (s for s in self.running if s not in decodes)
         prompts = sorted(unserved, key=lambda s: s.arrival)
         if not prompts or budget <= 0:
             return []
