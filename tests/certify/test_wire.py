@@ -89,6 +89,13 @@ def test_a_silent_server_is_left_after_the_limit_and_a_client_that_is_to_leave_l
     assert (left.end, left.body) == ("hung up", b"a")
 
 
+def test_a_key_that_is_no_secret_takes_no_words_out_of_answers() -> None:
+    body = b'HTTP/1.1 200 OK\r\ncontent-length: 22\r\n\r\n{"tool_choice":"none"}'
+    answer, head = asyncio.run(asked(body, keys={"good": "none"}))
+    assert b"authorization: Bearer none" in head
+    assert answer.body == b'{"tool_choice":"none"}'
+
+
 def test_keys_are_sent_as_the_call_says_and_are_in_no_answer() -> None:
     secret = "sk-very-secret"
     body = b"HTTP/1.1 401 No\r\nx-echo: sk-very-secret\r\ncontent-length: 18\r\n\r\nkey sk-very-secret"

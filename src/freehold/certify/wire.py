@@ -20,6 +20,9 @@ from freehold.errors import UpstreamError, UsageError
 READ = 1 << 20
 LARGEST = 64 << 20
 
+SHORTEST_SECRET = 8
+"""Characters: shorter keys ("none", "EMPTY") are no secrets, and words of answers that look like one are left in."""
+
 
 @dataclass(frozen=True)
 class Endpoint:
@@ -67,7 +70,7 @@ class Endpoint:
                 kind="transport",
                 hint="is the server running?",
             ) from None
-        exchange = _Reading(begin, tuple(key.encode() for key in self.keys.values() if key))
+        exchange = _Reading(begin, tuple(key.encode() for key in self.keys.values() if len(key) >= SHORTEST_SECRET))
         try:
             await asyncio.wait_for(exchange.run(reader, writer, self._head(call), call), self.seconds)
         except TimeoutError:
