@@ -17,8 +17,9 @@ from freehold.settings import Settings
 def command(named: str | None, settings: Settings) -> None:
     """Serve the OpenAI API from this machine.
 
-    MODEL says the same as --model. Prints the lines that point OpenAI clients here, and serves until Ctrl-C. The key that clients must send comes from
-    FREEHOLD_API_KEY or the settings file, never from a flag, where every user of the machine could read it.
+    MODEL says the same as --model. Prints the lines that point OpenAI clients here, and serves until Ctrl-C. The key
+    that clients must send comes from FREEHOLD_API_KEY or the settings file, never from a flag, where every user of the
+    machine could read it.
     """
     from freehold.formats import store
     from freehold.gateway import serve
