@@ -80,6 +80,21 @@ def test_every_window_begins_with_the_token_the_model_expects(tmp_path: Path) ->
     assert measure(model, tmp_path / "told", ids, bos=8).bos == 8
 
 
+@pytest.mark.parametrize("left", ["begun.partial", "00001.safetensors"])
+def test_a_run_that_was_killed_as_it_began_is_begun_again(tmp_path: Path, left: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / left).write_text("{")
+    measure(tiny.write(tmp_path / "model"), tmp_path / "out")
+    assert not (tmp_path / "out" / "begun.partial").exists()
+
+
+@pytest.mark.parametrize("damaged", ["begun.json", "calibration.json"])
+def test_what_says_nothing_any_more_counts_as_not_there(tmp_path: Path, damaged: str) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / damaged).write_text("{")
+    assert measure(tiny.write(tmp_path / "model"), tmp_path / "out").tokens == len(IDS)
+
+
 def test_a_directory_that_holds_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")

@@ -24,6 +24,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 import shutil
 import time
 from collections.abc import Sequence
@@ -40,8 +41,9 @@ from freehold.engine.loading import load_weight
 from freehold.engine.models import program_for
 from freehold.engine.moments import Moment, Share
 from freehold.engine.tape import F32, Tape
-from freehold.errors import UsageError
+from freehold.errors import FormatError, UsageError
 from freehold.formats.checkpoint import Checkpoint, open_checkpoint
+from freehold.formats.reading import read_json
 from freehold.kernels.cpu import choose_threads
 from freehold.kernels.matrix import Matrix
 from freehold.kernels.program import Op, Program
@@ -52,6 +54,9 @@ VERSION = 3
 WINDOW = 512
 SMALLEST_WINDOW = 32
 INDEX = "calibration.json"
+_OURS = re.compile(
+    r"((begun|calibration|\d{5})\.json|((state-|gradient-)?\d{5}|embedding)\.(npy|safetensors)|costs-\d+\.jsonl|tuning)|[a-z0-9-]+\.partial"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -299,22 +304,29 @@ def _drawn(logits: F32, tokens: NDArray[np.int64], seed: int) -> tuple[F32, floa
 
 
 def _finished(out: Path, wanted: dict[str, Any]) -> Facts | None:
-    path = out / INDEX
-    if not path.is_file():
-        return None
-    known = json.loads(path.read_text())
+    known = _known(out / INDEX)
     return Facts(**known) if {key: known.get(key) for key in wanted} == wanted else None
 
 
 def _take_up(out: Path, wanted: dict[str, Any]) -> None:
     """An empty directory, or what an earlier run of the same work left."""
     begun = out / "begun.json"
-    if not begun.is_file() or json.loads(begun.read_text()) != wanted:
-        if out.exists() and any(out.iterdir()) and not begun.is_file() and not (out / INDEX).is_file():
-            raise UsageError(f"{out} is not empty and holds no calibration", hint="choose another directory")
+    if _known(begun) != wanted:
+        foreign = [entry.name for entry in out.iterdir() if not _OURS.fullmatch(entry.name)] if out.exists() else []
+        if foreign:
+            what = f"{out} is not empty: it holds {foreign[0][:80]!r}, which is no calibration's"
+            raise UsageError(what, hint="choose another directory")
         shutil.rmtree(out, ignore_errors=True)
         out.mkdir(parents=True)
         _write(begun, json.dumps(wanted).encode())
+
+
+def _known(path: Path) -> dict[str, Any]:
+    """What a file says of the work; nothing where there is none, or a damaged one."""
+    try:
+        return read_json(path, "calibration") if path.is_file() else {}
+    except FormatError:
+        return {}
 
 
 def _write(path: Path, data: bytes) -> None:
