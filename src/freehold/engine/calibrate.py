@@ -40,7 +40,7 @@ from safetensors.numpy import save
 from freehold.engine.loading import load_weight
 from freehold.engine.models import program_for
 from freehold.engine.moments import Moment, Share
-from freehold.engine.tape import F32, Tape
+from freehold.engine.tape import F32, run_from
 from freehold.errors import FormatError, UsageError
 from freehold.formats.checkpoint import Checkpoint, open_checkpoint
 from freehold.formats.reading import read_json
@@ -152,7 +152,7 @@ class _Work:
                 x = np.load(self._state(number))
 
                 def through(window: int, ops: list[Op] = ops, weights: dict[str, F32] = weights, x: F32 = x) -> None:
-                    x[window] = self._run(ops, weights, x[window]).values["x"]
+                    x[window] = run_from(self._prelude, ops, weights, x[window]).values["x"]
 
                 for _ in self._pool.map(through, range(len(x))):
                     self._tick()
@@ -180,7 +180,7 @@ class _Work:
         before, loss = np.empty_like(x), 0.0
 
         def back(window: int) -> tuple[list[tuple[str, Share]], float]:
-            tape, nll = self._run(ops, weights, x[window]), 0.0
+            tape, nll = run_from(self._prelude, ops, weights, x[window]), 0.0
             if gradient is None:
                 given, nll = _drawn(tape.values["logits"], self._windows[window], window)
                 before[window] = tape.backward({"logits": given})["x"]
@@ -231,13 +231,6 @@ class _Work:
         counts = np.bincount(self._windows.reshape(-1), minlength=self._program.vocabulary)
         arrays = {"importance": squared.astype(np.float32), "counts": counts.astype(np.float32)}
         _write(path, save(arrays, {"tensor": self._program.weights[op.weights[0]].sources[0]}))
-
-    def _run(self, ops: Sequence[Op], weights: dict[str, F32], x: F32) -> Tape:
-        tape = Tape(weights, len(x))
-        tape.run(self._prelude)
-        tape.values["x"] = x
-        tape.run(ops)
-        return tape
 
     def _weights(self, ops: Sequence[Op]) -> dict[str, F32]:
         found = {}

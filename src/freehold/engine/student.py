@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from freehold.engine.calibrate import sections
 from freehold.engine.loading import load_weight, to_bfloat16
-from freehold.engine.tape import F32, Linear, Tape
+from freehold.engine.tape import F32, Linear, Tape, run_from
 from freehold.formats.checkpoint import Checkpoint
 from freehold.formats.tensors import QuantizedTensor, Tensor, bf16_to_float32, scale_type, to_float32
 from freehold.kernels.matrix import Matrix
@@ -221,11 +221,11 @@ class Passes:
 
     def _forward(self, source: Source, ops: Sequence[Op], x: F32) -> F32:
         weights = source.section([*self._prelude, *ops])
-        return np.stack(self._each(lambda w: self._run(ops, weights, x[w]).values["x"], len(x)))
+        return np.stack(self._each(lambda w: run_from(self._prelude, ops, weights, x[w]).values["x"], len(x)))
 
     def _taped(self, source: Source, ops: Sequence[Op], x: F32) -> Taped:
         weights = source.section([*self._prelude, *ops])
-        return self._each(lambda w: self._run(ops, weights, x[w]), len(x)), weights
+        return self._each(lambda w: run_from(self._prelude, ops, weights, x[w]), len(x)), weights
 
     def _descended(
         self, student: Student, heads: tuple[dict[str, F32], dict[str, F32]], x: F32, truth: F32
@@ -245,7 +245,7 @@ class Passes:
         weights = student.section([*self._prelude, *ops]) if taped is None else taped[1]
 
         def back(window: int) -> tuple[F32, Gradients]:
-            tape = self._run(ops, weights, x[window]) if taped is None else taped[0][window]
+            tape = run_from(self._prelude, ops, weights, x[window]) if taped is None else taped[0][window]
             before = tape.backward({"x": slope[window]})["x"]
             return before, self._collected(student, tape, weights)
 
@@ -288,13 +288,6 @@ class Passes:
         tape = Tape(weights, len(x))
         tape.values["x"] = x
         tape.run(self.head)
-        return tape
-
-    def _run(self, ops: Sequence[Op], weights: dict[str, F32], x: F32) -> Tape:
-        tape = Tape(weights, len(x))
-        tape.run(self._prelude)
-        tape.values["x"] = x
-        tape.run(ops)
         return tape
 
     def _each(self, work: Callable[[int], T], windows: int) -> list[T]:

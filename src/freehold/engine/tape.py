@@ -233,6 +233,15 @@ class Tape:
         self.values[name] = made
 
 
+def run_from(prelude: Iterable[Op], ops: Iterable[Op], weights: Mapping[str, F32], x: F32) -> Tape:
+    """A tape that has run a program's prelude and then some of its operations on a residual stream x [T, hidden]."""
+    tape = Tape(weights, len(x))
+    tape.run(prelude)
+    tape.values["x"] = x
+    tape.run(ops)
+    return tape
+
+
 def _mask(length: int, window: int) -> F32:
     """0 where a query sees a key, -inf where it comes later or (with a window) too early, [T, T]."""
     full = np.full((length, length), -np.inf, _f)
